@@ -1,0 +1,91 @@
+"""Merkle trees that grow a leaf at a time, with the nodes of allmydata.hashtree.HashTree.  (pure)
+
+Stock Tahoe builds a tree when it has all leaves. Here inner nodes are computed as leaves arrive, so
+that completing a tree of any size hashes O(log n) nodes; the padding to a power of two depends on
+nothing but its position and is computed once for all trees of a size.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from allmydata.hashtree import empty_leaf_hash, pair_hash, roundup_pow2
+
+NODE_SIZE = 32  # bytes
+
+
+class GrowingHashTree:
+    """A Merkle tree under construction: `append` leaves, then ask for `root` or `nodes`."""
+
+    def __init__(self) -> None:
+        # rows[0] holds the leaves, rows[j] every node whose 2**j leaves are all known; NODE_SIZE bytes each
+        self._rows: list[bytearray] = [bytearray()]
+
+    def __len__(self) -> int:
+        """The number of leaves."""
+        return len(self._rows[0]) // NODE_SIZE
+
+    def append(self, leaf: bytes) -> None:
+        """Add the hash (32 bytes) of the next leaf."""
+        level, node = 0, leaf
+        while True:
+            if level == len(self._rows):
+                self._rows.append(bytearray())
+            row = self._rows[level]
+            row += node
+            if (len(row) // NODE_SIZE) % 2:
+                return
+            node = pair_hash(bytes(row[-2 * NODE_SIZE:-NODE_SIZE]), node)
+            level += 1
+
+    def leaf(self, number: int) -> bytes:
+        """The hash given for a leaf. IndexError if there is none of that number."""
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return bytes(self._rows[0][number * NODE_SIZE:(number + 1) * NODE_SIZE])
+
+    def copy(self) -> GrowingHashTree:
+        """An independent tree with the same leaves."""
+        other = GrowingHashTree()
+        other._rows = [bytearray(row) for row in self._rows]
+        return other
+
+    def root(self) -> bytes:
+        """The root (32 bytes) of the tree as it would be without further leaves."""
+        return self._complete_rows()[-1]
+
+    def nodes(self) -> bytes:
+        """All 2p - 1 nodes, root first, p the number of leaves rounded up to a power of two."""
+        return b"".join(reversed(self._complete_rows()))
+
+    def _complete_rows(self) -> list[bytes]:
+        leaves = len(self)
+        if not leaves:
+            raise ValueError("a hash tree needs at least one leaf")
+        rows: list[bytes] = []
+        width, level = roundup_pow2(leaves), 0
+        while True:
+            known = bytes(self._rows[level]) if level < len(self._rows) else b""
+            touched = -(-leaves >> level)  # nodes with at least one real leaf below; ceil(leaves / 2**level)
+            if len(known) // NODE_SIZE < touched:
+                # exactly one node has both real leaves and padding below it
+                below = rows[-1][2 * (touched - 1) * NODE_SIZE:]
+                known += pair_hash(below[:NODE_SIZE], below[NODE_SIZE:2 * NODE_SIZE])
+            rows.append(known + _padding_row(level, touched, width))
+            if width == 1:
+                return rows
+            width, level = width // 2, level + 1
+
+
+@lru_cache(maxsize=64)
+def _padding_row(level: int, start: int, stop: int) -> bytes:
+    """The nodes start..stop-1 of a level that have only padding below them."""
+    if start >= stop:
+        return b""
+    if level == 0:
+        return b"".join(empty_leaf_hash(i) for i in range(start, stop))
+    below = _padding_row(level - 1, 2 * start, 2 * stop)
+    return b"".join(
+        pair_hash(below[i:i + NODE_SIZE], below[i + NODE_SIZE:i + 2 * NODE_SIZE])
+        for i in range(0, len(below), 2 * NODE_SIZE)
+    )

@@ -1,0 +1,162 @@
+"""From the spool through the encoder: the blocks of one upload, a segment at a time, in order.
+
+Blocks stay in memory for the shares that keep up; a share that does not asks for its own blocks of a
+segment again, from the spool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from allmydata.util import hashutil
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from helper.encoder import Completion, Encoder
+from helper.parameters import Parameters
+from helper.segments import SegmentCutter
+from helper.spool import SpoolDamaged, SpoolFile
+
+MiB = 1024 * 1024
+
+#: Blocks of one upload that wait in memory to be pushed; what is in flight to servers comes on top.
+RECENT_BLOCKS_MAX = 12 * MiB
+
+
+class Pipeline:
+    """Encodes what is durable in `spool` and keeps the newest blocks.
+
+    `on_blocks` is called when there is a new segment or the completion; `on_failed` (once) with a Failure
+    if spool or encoder break.
+    """
+
+    def __init__(self, parameters: Parameters, spool: SpoolFile, on_blocks: Callable[[], None],
+                 on_failed: Callable[[Failure], None]) -> None:
+        self._parameters = parameters
+        self._spool = spool
+        self._on_blocks = on_blocks
+        self._on_failed = on_failed
+        self._encoder = Encoder(parameters.k, parameters.n, parameters.max_segment_size, parameters.size)
+        self._cutter = SegmentCutter(parameters.k, parameters.max_segment_size, parameters.size)
+        blocks_size = parameters.full_segment_size // parameters.k * parameters.n
+        self._recent_max = max(2, RECENT_BLOCKS_MAX // blocks_size)
+        self._recent: dict[int, list[bytes]] = {}
+        self._durable = 0
+        self._size: int | None = None  # once Complete was asked for
+        self._needed_from = 0  # the first segment that shares which keep up have not taken yet
+        self._running = False
+        self._stopped = False
+        self.encoded = 0  # full segments
+        self.completion: Completion | None = None
+
+    @property
+    def segment_size(self) -> int | None:
+        """Bytes, once it is known."""
+        if self.completion is not None:
+            return self.completion.layout.geometry.segment_size
+        return self._cutter.segment_size(self._durable)
+
+    def set_durable(self, durable: int) -> None:
+        """There are now so many bytes to encode."""
+        self._durable = durable
+        self._run()
+
+    def complete(self, size: int) -> None:
+        """Make the Completion of a file that ends at `size` bytes, all of them durable."""
+        self._size = size
+        self._run()
+
+    def reopen(self) -> None:
+        """Forget the Completion: the file goes on after all."""
+        self._size, self.completion = None, None
+
+    def needed_from(self, segment: int) -> None:
+        """Blocks of segments before `segment` need no longer be kept."""
+        self._needed_from = segment
+        for old in [s for s in self._recent if s < segment]:
+            del self._recent[old]
+        self._run()
+
+    def stop(self) -> None:
+        """Encode nothing more and forget all blocks."""
+        self._stopped = True
+        self._recent.clear()
+
+    @property
+    def segments(self) -> int:
+        """How many segments there are blocks of now."""
+        return self._all_segments if self._all_segments is not None else self.encoded
+
+    @property
+    def _all_segments(self) -> int | None:
+        return None if self.completion is None else self.completion.layout.geometry.num_segments
+
+    def block(self, segment: int, shnum: int) -> bytes | None:
+        """A block if it is in memory; otherwise ask for it with `reencode`."""
+        if self.completion is not None and self.completion.tail_blocks is not None and segment == self.encoded:
+            return self.completion.tail_blocks[shnum]
+        blocks = self._recent.get(segment)
+        return None if blocks is None else blocks[shnum]
+
+    def reencode(self, segment: int, shnum: int) -> Deferred[bytes]:
+        """One block of a segment encoded before, from the spool. Fails with SpoolDamaged if its hash is
+        not the one it had then."""
+        return self._spool.in_thread(self._reencode, segment, shnum)
+
+    def _reencode(self, segment: int, shnum: int) -> bytes:
+        size = self.segment_size
+        if size is None:
+            raise ValueError("no segment has been encoded")
+        block = self._encoder.reencode(self._spool.read(segment * size, size), [shnum])[0]
+        if hashutil.block_hash(block) != self._encoder.block_hash(segment, shnum):
+            raise SpoolDamaged(f"segment {segment} is not what it was when it was encoded")
+        return block
+
+    @property
+    def full(self) -> bool:
+        """Whether encoding waits for blocks to be taken (see `needed_from`)."""
+        return len(self._recent) >= self._recent_max
+
+    def _run(self) -> None:
+        if self._running or self._stopped:
+            return
+        size = self.segment_size
+        start = 0 if size is None else self.encoded * size
+        if size is not None and start + size <= self._durable:
+            if not self.full:
+                self._in_thread(self._encode_next, start, size)
+        elif self._size is not None and self.completion is None:
+            self._in_thread(self._complete, start, self._size - start)
+
+    def _in_thread(self, function: Callable[..., Any], *args: Any) -> None:
+        self._running = True
+        d = self._spool.in_thread(function, *args)
+        d.addCallback(self._ran)
+        d.addErrback(self._failed)
+
+    def _encode_next(self, start: int, size: int) -> list[bytes]:
+        return self._encoder.encode(self._spool.read(start, size))
+
+    def _complete(self, start: int, length: int) -> Completion:
+        return self._encoder.complete(self._spool.read(start, length) if length else b"")
+
+    def _ran(self, result: list[bytes] | Completion) -> None:
+        self._running = False
+        if self._stopped:
+            return
+        if isinstance(result, Completion):
+            if self._size is not None:
+                self.completion = result
+        else:
+            if self.encoded >= self._needed_from:
+                self._recent[self.encoded] = result
+            self.encoded += 1
+        self._on_blocks()
+        self._run()
+
+    def _failed(self, failure: Failure) -> None:
+        self._running = False
+        if not self._stopped:
+            self.stop()
+            self._on_failed(failure)

@@ -1,0 +1,202 @@
+"""`tahoe-stream helper run`: a Tahoe node with the streaming helper beside the stock one.
+
+Everything about the node is stock: its directory, pid file, logging, web pages and shutdown. Only
+`init_helper` differs. This module and grid.py are the only ones that use parts of allmydata that are
+not its formats; tests/unit/test_allmydata_names.py lists every such name.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from allmydata import client as tahoe_client
+from allmydata.scripts.tahoe_run import get_pidfile, identify_node_type, on_stdin_close
+from allmydata.util.configutil import UnknownConfigError
+from allmydata.util.pid import InvalidPidFile, ProcessInTheWay, check_pid_process, cleanup_pidfile
+from twisted.application.service import MultiService, Service
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python import usage
+from twisted.python.failure import Failure
+from twisted.python.filepath import FilePath
+from twisted.python.threadpool import ThreadPool
+from twisted.scripts import twistd
+
+from helper.foolscap_edge import AnnouncingHelper, StreamingHelper
+from helper.grid import TahoeGrid
+from helper.settings import Settings, SettingsError, read_settings
+from helper.spool import Spool, SpoolLocked
+from helper.uploads import Uploads
+
+#: Threads that write, sync, read and encode. More than cores: most of the time they wait for disks.
+THREADS = 8
+
+#: Below NODEDIR/helper, where the stock helper keeps its files too.
+SPOOL_DIRECTORY = Path("streaming") / "spool"
+
+
+class ConfigurationError(Exception):
+    """The node cannot run as it is configured; the text is for its operator."""
+
+
+class StreamingHelperService(Service):
+    """The spool, the uploads and their threads, from the node's start to its end."""
+
+    log = Logger()
+
+    def __init__(self, settings: Settings, directory: Path, make_grid: Callable[[], TahoeGrid]) -> None:
+        self._threads = ThreadPool(1, THREADS, "streaming helper")
+        self._spool = Spool(directory / SPOOL_DIRECTORY, self._in_thread)
+        self.uploads = Uploads(settings, self._spool, make_grid(), reactor)
+
+    def _in_thread(self, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
+        return deferToThreadPool(reactor, self._threads, function, *args)
+
+    def startService(self) -> None:
+        """Take the spool. Raises SpoolLocked if another process has it."""
+        removed = self._spool.start()
+        if removed:
+            self.log.info("removed {count} spool files that an earlier run left", count=removed)
+        self._threads.start()
+        self.uploads.start()
+        super().startService()
+
+    async def _stop(self) -> None:
+        await self.uploads.stop()
+        self._threads.stop()
+        self._spool.stop()
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+
+class StreamingClient(tahoe_client._Client):  # type: ignore[misc]
+    """A Tahoe client node whose helper streams."""
+
+    def __init__(self, config: Any, main_tub: Any, i2p_provider: Any, tor_provider: Any,
+                 introducer_clients: Any, storage_farm_broker: Any) -> None:
+        _quiet(main_tub)
+        make_tub = storage_farm_broker._tub_maker
+        storage_farm_broker._tub_maker = lambda overrides: _quiet(make_tub(overrides))
+        super().__init__(config, main_tub, i2p_provider, tor_provider, introducer_clients, storage_farm_broker)
+
+    def init_helper(self) -> None:
+        """Publish both helpers, the stock one at the furl it always had."""
+        directory = Path(self.config.get_config_path("helper"))
+        self.helper = AnnouncingHelper(
+            str(directory), self.storage_broker, self._secret_holder, self.stats_provider, self.history)
+        settings = read_settings(Path(self.config.get_config_path()))
+        service = StreamingHelperService(
+            settings, directory, lambda: TahoeGrid(self.storage_broker, self._secret_holder, reactor))
+        service.setServiceParent(self)
+        furl = self.tub.registerReference(
+            StreamingHelper(service.uploads), furlFile=self._furl_file("streaming-helper.furl"))
+        self.helper.announce(furl, settings.largest_message)
+        self.tub.registerReference(self.helper, furlFile=self._furl_file("helper.furl"))
+
+    def _furl_file(self, name: str) -> bytes:
+        return os.fsencode(self.config.get_private_path(name))
+
+
+def _quiet(tub: Any) -> Any:
+    """Without these a failed call is logged with its arguments: upload IDs, storage indexes, data."""
+    tub.setOption("logLocalFailures", False)
+    tub.setOption("logRemoteFailures", False)
+    return tub
+
+
+async def create_node(node_directory: str) -> MultiService:
+    """The node in `node_directory`, ready to be started. Raises ConfigurationError, and what Tahoe raises."""
+    config = tahoe_client.read_config(node_directory, "client.port")
+    if not config.get_config("helper", "enabled", False, boolean=True):
+        raise ConfigurationError(
+            f"{node_directory}: this node is not a helper; put\n\n    [helper]\n    enabled = true\n\n"
+            "into its tahoe.cfg")
+    # Shares are streamed to storage servers over Foolscap: over HTTP a share's header cannot be written
+    # last, and its size cannot be more than is written.
+    config.config.set("client", "force_foolscap", "true")
+    node = await tahoe_client.create_client_from_config(config, _client_factory=StreamingClient)
+    return node  # type: ignore[no-any-return]
+
+
+class _NodeStarter(Service):
+    """Creates the node once the reactor runs, as `tahoe run` does, and stops the reactor if it cannot."""
+
+    def __init__(self, node_directory: str, exit_with_stdin: bool, stderr: TextIO) -> None:
+        self._node_directory = node_directory
+        self._exit_with_stdin = exit_with_stdin
+        self._stderr = stderr
+        self.failed = False
+
+    def startService(self) -> None:
+        super().startService()
+        reactor.callWhenRunning(lambda: Deferred.fromCoroutine(self._start()).addErrback(self._give_up))
+
+    async def _start(self) -> None:
+        node = await create_node(self._node_directory)
+        node.setServiceParent(self.parent)
+        if self._exit_with_stdin:
+            on_stdin_close(reactor, reactor.stop)
+
+    def _give_up(self, failure: Failure) -> None:
+        self.failed = True
+        if failure.check(ConfigurationError, SettingsError, SpoolLocked, UnknownConfigError):
+            self._stderr.write(f"\nERROR: {failure.value}\n\n")
+        else:
+            self._stderr.write("\nERROR: the node could not be started:\n")
+            failure.printTraceback(self._stderr)
+        reactor.stop()
+
+
+class _Plugin:
+    """What twistd makes a service of."""
+
+    tapname = "tahoestream"
+
+    def __init__(self, starter: _NodeStarter) -> None:
+        self._starter = starter
+
+    def makeService(self, _options: object) -> MultiService:
+        service = MultiService()
+        self._starter.setServiceParent(service)
+        return service
+
+
+class _Twistd(twistd.ServerOptions):  # type: ignore[misc]
+    """twistd knows one application: our node."""
+
+    subCommands = [("TahoeStreamHelper", None, usage.Options, "node")]
+
+
+def run_helper(node_directory: Path, allow_stdin_close: bool, twistd_arguments: tuple[str, ...] = (),
+               stdout: TextIO | None = None, stderr: TextIO | None = None) -> int:
+    """Run the node in the foreground until SIGTERM or SIGINT (or end of standard input, unless
+    `allow_stdin_close`). Returns the exit status."""
+    out, err = stdout or sys.stdout, stderr or sys.stderr
+    directory = str(node_directory.absolute())
+    if identify_node_type(directory) != "client":
+        print(f"ERROR: {directory} is not the directory of a Tahoe client node", file=err)
+        return 1
+    pid_file = FilePath(get_pidfile(directory))
+    try:
+        check_pid_process(pid_file)
+    except (ProcessInTheWay, InvalidPidFile) as e:
+        print(f"ERROR: {e}", file=err)
+        return 1
+    reactor.addSystemEventTrigger("after", "shutdown", cleanup_pidfile, pid_file)
+    starter = _NodeStarter(directory, not allow_stdin_close, err)
+    options = _Twistd()
+    options.stdout, options.stderr = out, err
+    options.parseOptions(["--nodaemon", "--rundir", directory, "--pidfile", None,
+                          *twistd_arguments, "TahoeStreamHelper"])
+    options.loadedPlugins = {"TahoeStreamHelper": _Plugin(starter)}
+    print(f"running the streaming helper node in {directory}", file=out, flush=True)
+    twistd.runApp(options)
+    return 1 if starter.failed else 0

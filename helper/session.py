@@ -1,0 +1,559 @@
+"""The life of one upload as rules: events in, commands out; protocol.txt §6.  (pure)
+
+No sockets, files, clocks, threads or randomness: the driver (uploads.py) tells what happened and carries
+out what is decided. State names go over the wire and into records: never change one silently.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+
+from helper import errors
+from helper.ciphertext import CiphertextHashes
+from helper.interfaces import HASH_SIZE, LITERAL_MAX, SIZE_MAX, STORAGE_INDEX_SIZE
+from helper.parameters import Parameters
+
+
+class State(enum.Enum):
+    """protocol.txt §6.1."""
+
+    OPEN = "open"  # takes ciphertext
+    COMPLETING = "completing"  # finish accepted; hashes compared, shares being completed
+    READY = "ready"  # enough shares complete and acknowledged; last moment to give up
+    PUBLISHING = "publishing"  # decided; shares are being closed; cannot be aborted
+    FINISHED = "finished"  # the answer rule is met and the result known
+    ABORTED = "aborted"
+    FAILED = "failed"
+    EXPIRED = "expired"
+
+
+#: protocol.txt §6.2: every transition there is.
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.OPEN: frozenset({State.COMPLETING, State.ABORTED, State.FAILED, State.EXPIRED}),
+    State.COMPLETING: frozenset({State.OPEN, State.READY, State.ABORTED, State.FAILED}),
+    State.READY: frozenset({State.PUBLISHING, State.ABORTED, State.FAILED}),
+    State.PUBLISHING: frozenset({State.FINISHED}),
+    State.FINISHED: frozenset(),
+    State.ABORTED: frozenset(),
+    State.FAILED: frozenset(),
+    State.EXPIRED: frozenset(),
+}
+
+ENDED = frozenset({State.ABORTED, State.FAILED, State.EXPIRED})
+_BEFORE_PUBLISHING = frozenset({State.OPEN, State.COMPLETING, State.READY})
+
+
+# -- events ---------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class PutReceived:
+    call: int
+    offset: int
+    data: bytes
+
+
+@attrs.frozen
+class Stored:
+    """Everything below `durable` is durable in the spool."""
+
+    durable: int
+
+
+@attrs.frozen
+class StoreFailed:
+    """The spool could not make bytes durable; nothing more can be stored."""
+
+    reason: str
+
+
+@attrs.frozen
+class Compared:
+    """Answer to Compare: whether the bytes were those held."""
+
+    call: int
+    same: bool
+
+
+@attrs.frozen
+class PushedTo:
+    """The share that completes the answer rule has come to `position` (bytes of ciphertext)."""
+
+    position: int
+
+
+@attrs.frozen
+class AssignReceived:
+    call: int
+    storage_index: bytes
+
+
+@attrs.frozen
+class FinishReceived:
+    call: int
+    size: int
+    storage_index: bytes
+    crypttext_hash: bytes
+    crypttext_root_hash: bytes
+
+
+@attrs.frozen
+class Completed:
+    """Answer to Complete: the hashes of all ciphertext held, and the URI extension block it will have."""
+
+    hashes: CiphertextHashes
+    ueb: bytes
+
+
+@attrs.frozen
+class SharesReady:
+    """Shares that meet the answer rule are complete and acknowledged by their servers."""
+
+
+@attrs.frozen
+class PublishRecorded:
+    """Answer to RecordPublishing."""
+
+
+@attrs.frozen
+class AnswerRuleMet:
+    """Closed shares meet the answer rule, and no share has closed for a moment (or all have)."""
+
+
+@attrs.frozen
+class TooFewServers:
+    """Shares can be placed on no more than `have` servers (or share numbers) of `need`."""
+
+    have: int
+    need: int
+
+
+@attrs.frozen
+class AbortReceived:
+    call: int
+
+
+@attrs.frozen
+class Abandoned:
+    """Answer to AbandonShares: every server that answers has let its shares go."""
+
+
+@attrs.frozen
+class IdleFor:
+    """No call has come for so many seconds."""
+
+    seconds: int
+    limit: int
+    limit_if_empty: int
+
+
+@attrs.frozen
+class Failed:
+    """Something in the helper broke in a way that this upload cannot survive."""
+
+    error: errors.StreamingError
+
+
+# -- commands -------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Reply:
+    call: int
+    fields: Mapping[str, int | str | bytes]
+
+
+@attrs.frozen
+class Refuse:
+    call: int
+    error: errors.StreamingError
+
+
+@attrs.frozen
+class Store:
+    """Append `data` to the spool; Stored tells when it is durable."""
+
+    data: bytes
+
+
+@attrs.frozen
+class Compare:
+    """Compare `data` with the durable bytes at `offset`; Compared tells."""
+
+    call: int
+    offset: int
+    data: bytes
+
+
+@attrs.frozen
+class BeginPlacing:
+    """Contact storage servers and push what is durable to them."""
+
+    storage_index: bytes
+
+
+@attrs.frozen
+class Complete:
+    """Hash and encode the last segment of a file of `size` bytes; Completed tells."""
+
+    size: int
+
+
+@attrs.frozen
+class SealShares:
+    """Complete every share: trailer and header; SharesReady tells when enough are."""
+
+
+@attrs.frozen
+class RecordPublishing:
+    """Make the decision to publish durable; PublishRecorded tells."""
+
+
+@attrs.frozen
+class PublishShares:
+    """Close shares that are complete, now and as they become so; AnswerRuleMet tells."""
+
+
+@attrs.frozen
+class AbandonShares:
+    """Let go of every share on every server; Abandoned tells."""
+
+
+@attrs.frozen
+class DropSpool:
+    """Remove the spooled ciphertext."""
+
+
+Command = (Reply | Refuse | Store | Compare | BeginPlacing | Complete | SealShares | RecordPublishing
+           | PublishShares | AbandonShares | DropSpool)
+
+
+@attrs.frozen
+class Limits:
+    """What bounds one upload; bytes."""
+
+    credit: int
+    pushing_lag: int
+    largest_message: int
+    contact_after: int
+
+
+@attrs.define
+class _Overlap:
+    """A put_ciphertext call that repeats bytes already received."""
+
+    put: PutReceived
+    compared_to: int  # offset up to which the bytes have been compared
+
+
+class Session:
+    """The rules of one upload. Feed every event to `handle`; carry out the commands in order."""
+
+    def __init__(self, parameters: Parameters, limits: Limits) -> None:
+        self.parameters = parameters
+        self.limits = limits
+        self.state = State.OPEN
+        self.received = 0  # bytes accepted, in order
+        self.durable = 0
+        self.pushed = 0
+        self.placing = False
+        self.storage_index: bytes | None = None
+        self.error: errors.StreamingError | None = None
+        self.ueb: bytes | None = None
+        self._handed = 0  # bytes given to the spool
+        self._held: deque[bytes] = deque()  # received, waiting for the pushing lag to shrink
+        self._unanswered: deque[tuple[int, int]] = deque()  # (call, end offset) of puts, in order
+        self._overlaps: dict[int, _Overlap] = {}
+        self._finish: FinishReceived | None = None
+        self._finish_calls: list[int] = []
+        self._abort_calls: list[int] = []
+        self._abandoned = False
+        self._si_before_finish: bytes | None = None
+        self._handlers: dict[type, Callable[[Any], list[Command]]] = {
+            PutReceived: self._put, Stored: self._stored, StoreFailed: self._store_failed,
+            Compared: self._compared, PushedTo: self._pushed_to, AssignReceived: self._assign,
+            FinishReceived: self._finish_received, Completed: self._completed, SharesReady: self._shares_ready,
+            PublishRecorded: self._publish_recorded, AnswerRuleMet: self._answer_rule_met,
+            TooFewServers: self._too_few_servers, AbortReceived: self._abort,
+            Abandoned: self._was_abandoned, IdleFor: self._idle_for, Failed: self._failed,
+        }
+
+    def handle(self, event: object) -> list[Command]:
+        """What to do about an event."""
+        return self._handlers[type(event)](event)
+
+    @property
+    def credit(self) -> int:
+        """Bytes that may still be sent before an answer comes (protocol.txt §7)."""
+        return max(0, self.limits.credit - (self.received - self.durable))
+
+    @property
+    def paused(self) -> bool:
+        """Whether received bytes wait because too few servers keep up."""
+        return bool(self._held)
+
+    # -- ciphertext --------------------------------------------------------------------------------
+
+    def _put(self, put: PutReceived) -> list[Command]:
+        error = self._refusal_of_put(put)
+        if error is not None:
+            return [Refuse(put.call, error)]
+        if put.offset < self.received:
+            self._overlaps[put.call] = _Overlap(put, put.offset)
+            return self._compare_held()
+        return self._accept(put)
+
+    def _refusal_of_put(self, put: PutReceived) -> errors.StreamingError | None:
+        end = put.offset + len(put.data)
+        if self.error is not None:
+            return self.error
+        if len(put.data) > self.limits.largest_message:
+            return errors.MessageTooLarge(self.limits.largest_message, len(put.data))
+        if not put.data:
+            return errors.BadArgument("data", f"1 to {self.limits.largest_message} bytes", "0 bytes")
+        if put.offset < 0 or end > SIZE_MAX:
+            return errors.BadArgument("offset", f"a number from 0 to {SIZE_MAX - len(put.data)}", str(put.offset))
+        declared = self.parameters.size
+        if declared is not None and end > declared:
+            return errors.SizeExceeded(declared, end)
+        if put.offset > self.received:
+            return errors.OffsetGap(self.received, put.offset)
+        if self.state is not State.OPEN and (end > self.received or self.state is State.FINISHED):
+            return errors.AlreadyFinishing(self.state.value)
+        if self.received + max(0, end - self.received) - self.durable > self.limits.credit:
+            return errors.CreditExceeded(self.limits.credit, end - self.durable)
+        return None
+
+    def _accept(self, put: PutReceived) -> list[Command]:
+        self.received = put.offset + len(put.data)
+        self._unanswered.append((put.call, self.received))
+        self._held.append(put.data)
+        return self._release()
+
+    def _release(self) -> list[Command]:
+        """Hand received bytes to the spool while the pushing lag allows (protocol.txt §7)."""
+        # A segment is pushed whole: with less than two in the lag nothing could ever move.
+        limit = max(self.limits.pushing_lag, 2 * self.parameters.full_segment_size)
+        commands: list[Command] = []
+        while self._held and not (self.placing and self._handed - self.pushed > limit):
+            data = self._held.popleft()
+            self._handed += len(data)
+            commands.append(Store(data))
+        return commands
+
+    def _stored(self, event: Stored) -> list[Command]:
+        self.durable = max(self.durable, event.durable)
+        if self.state in ENDED:
+            return []
+        commands: list[Command] = []
+        while self._unanswered and self._unanswered[0][1] <= self.durable:
+            call, _end = self._unanswered.popleft()
+            commands.append(self._durable_answer(call))
+        commands += self._compare_held()
+        if self.storage_index is not None and self.durable >= self.limits.contact_after:
+            commands += self._begin_placing()
+        if self.state is State.COMPLETING:
+            commands += self._complete_when_durable()
+        return commands
+
+    def _durable_answer(self, call: int) -> Reply:
+        return Reply(call, {"durable": self.durable, "credit": self.credit})
+
+    def _compare_held(self) -> list[Command]:
+        """Ask for the comparison of repeats whose held part is durable."""
+        commands: list[Command] = []
+        for call, overlap in self._overlaps.items():
+            put = overlap.put
+            end = min(put.offset + len(put.data), self.received)
+            if end <= self.durable and overlap.compared_to < end:
+                start, overlap.compared_to = overlap.compared_to, end
+                commands.append(Compare(call, start, put.data[start - put.offset:end - put.offset]))
+        return commands
+
+    def _compared(self, event: Compared) -> list[Command]:
+        overlap = self._overlaps.get(event.call)
+        if overlap is None:  # refused meanwhile, with the upload
+            return []
+        put = overlap.put
+        end = put.offset + len(put.data)
+        if not event.same:
+            del self._overlaps[event.call]
+            return [Refuse(put.call, errors.ConflictingData(put.offset, len(put.data)))]
+        if overlap.compared_to < min(end, self.received):
+            return self._compare_held()  # more was received while we compared
+        del self._overlaps[event.call]
+        if end <= self.received:
+            return [self._durable_answer(put.call)]
+        rest = PutReceived(put.call, self.received, put.data[self.received - put.offset:])
+        return self._put(rest)
+
+    def _pushed_to(self, event: PushedTo) -> list[Command]:
+        self.pushed = event.position
+        return self._release()
+
+    def _store_failed(self, event: StoreFailed) -> list[Command]:
+        if self.state is State.PUBLISHING or self.state is State.FINISHED:
+            return []  # every byte was durable before
+        return self._end(State.FAILED, errors.SpoolFailed(event.reason))
+
+    # -- storage index -------------------------------------------------------------------------------
+
+    def _assign(self, event: AssignReceived) -> list[Command]:
+        if self.error is not None:
+            return [Refuse(event.call, self.error)]
+        error = self._refusal_of_index(event.storage_index)
+        if error is not None:
+            return [Refuse(event.call, error)]
+        commands: list[Command] = [Reply(event.call, {"state": self.state.value})]
+        self.storage_index = event.storage_index
+        if self.durable >= self.limits.contact_after:
+            commands += self._begin_placing()
+        return commands
+
+    def _refusal_of_index(self, storage_index: bytes) -> errors.StreamingError | None:
+        if len(storage_index) != STORAGE_INDEX_SIZE:
+            return errors.BadStorageIndex(STORAGE_INDEX_SIZE, len(storage_index))
+        if self.storage_index is not None and storage_index != self.storage_index:
+            return errors.StorageIndexConflict()
+        return None
+
+    def _begin_placing(self) -> list[Command]:
+        if self.placing or self.storage_index is None:
+            return []
+        self.placing = True
+        return [BeginPlacing(self.storage_index)]
+
+    # -- completion ------------------------------------------------------------------------------------
+
+    def _finish_received(self, event: FinishReceived) -> list[Command]:
+        error = self._refusal_of_finish(event)
+        if error is not None:
+            return [Refuse(event.call, error)]
+        if self.state is State.FINISHED:
+            return [self._result(event.call)]
+        self._finish_calls.append(event.call)
+        if self.state is not State.OPEN:
+            return []
+        self._finish = event
+        self._si_before_finish, self.storage_index = self.storage_index, event.storage_index
+        self._go(State.COMPLETING)
+        return self._complete_when_durable()
+
+    def _refusal_of_finish(self, event: FinishReceived) -> errors.StreamingError | None:
+        if self.error is not None:
+            return self.error
+        if 0 <= event.size <= LITERAL_MAX:
+            return errors.LiteralSize(LITERAL_MAX, event.size)
+        for field in ("crypttext_hash", "crypttext_root_hash"):
+            length = len(getattr(event, field))
+            if length != HASH_SIZE:
+                return errors.BadArgument(field, f"{HASH_SIZE} bytes", f"{length} bytes")
+        error = self._refusal_of_index(event.storage_index)
+        if error is not None:
+            return error
+        expected = self.received if self.parameters.size is None else self.parameters.size
+        for size in (expected, self.received):
+            if event.size != size:
+                return errors.SizeMismatch(size, event.size)
+        if self._finish is not None:  # a repeat: what was accepted once must be asked for again
+            for field in ("crypttext_hash", "crypttext_root_hash"):
+                if getattr(event, field) != getattr(self._finish, field):
+                    return errors.HashMismatch(field)
+        return None
+
+    def _complete_when_durable(self) -> list[Command]:
+        if self._finish is None or self.ueb is not None or self.durable < self._finish.size:
+            return []
+        return [Complete(self._finish.size)]
+
+    def _completed(self, event: Completed) -> list[Command]:
+        if self.state is not State.COMPLETING or self._finish is None:
+            return []  # ended meanwhile
+        for field in ("crypttext_hash", "crypttext_root_hash"):
+            if getattr(event.hashes, field) != getattr(self._finish, field):
+                calls, self._finish_calls = self._finish_calls, []
+                self._finish, self.storage_index = None, self._si_before_finish
+                self._go(State.OPEN)
+                return [Refuse(call, errors.HashMismatch(field)) for call in calls]
+        self.ueb = event.ueb
+        return [*self._begin_placing(), SealShares()]
+
+    def _shares_ready(self, event: SharesReady) -> list[Command]:
+        if self.state is not State.COMPLETING:
+            return []
+        self._go(State.READY)
+        return [RecordPublishing()]
+
+    def _publish_recorded(self, event: PublishRecorded) -> list[Command]:
+        if self.state is not State.READY:
+            return []
+        self._go(State.PUBLISHING)
+        return [PublishShares()]
+
+    def _answer_rule_met(self, event: AnswerRuleMet) -> list[Command]:
+        if self.state is not State.PUBLISHING:
+            return []
+        self._go(State.FINISHED)
+        calls, self._finish_calls = self._finish_calls, []
+        return [self._result(call) for call in calls]
+
+    def _result(self, call: int) -> Reply:
+        return Reply(call, {"state": self.state.value, "ueb": self.ueb or b""})
+
+    # -- ends ----------------------------------------------------------------------------------------
+
+    def _too_few_servers(self, event: TooFewServers) -> list[Command]:
+        if self.state in _BEFORE_PUBLISHING:
+            return self._end(State.FAILED, errors.TooFewServers(event.have, event.need))
+        if self.state is State.PUBLISHING:
+            calls, self._finish_calls = self._finish_calls, []
+            waiting: dict[str, int | str | bytes] = {
+                "code": "waiting", "state": self.state.value, "have": event.have, "need": event.need}
+            return [Reply(call, waiting) for call in calls]
+        return []
+
+    def _abort(self, event: AbortReceived) -> list[Command]:
+        if self.state in ENDED:
+            if self._abandoned:
+                return [Reply(event.call, {"state": self.state.value})]
+            self._abort_calls.append(event.call)
+            return []
+        if self.state not in _BEFORE_PUBLISHING:
+            return [Refuse(event.call, errors.AlreadyPublishing(self.state.value))]
+        self._abort_calls.append(event.call)
+        return self._end(State.ABORTED, errors.Aborted())
+
+    def _was_abandoned(self, event: Abandoned) -> list[Command]:
+        self._abandoned = True
+        calls, self._abort_calls = self._abort_calls, []
+        return [Reply(call, {"state": self.state.value}) for call in calls]
+
+    def _idle_for(self, event: IdleFor) -> list[Command]:
+        limit = event.limit if self.received else event.limit_if_empty
+        if self.state is not State.OPEN or event.seconds < limit:
+            return []
+        return self._end(State.EXPIRED, errors.Expired(event.seconds))
+
+    def _failed(self, event: Failed) -> list[Command]:
+        return self._end(State.FAILED, event.error) if self.state in _BEFORE_PUBLISHING else []
+
+    def _end(self, state: State, error: errors.StreamingError) -> list[Command]:
+        self._go(state)
+        self.error = error
+        calls = [call for call, _end in self._unanswered]
+        calls += [*self._overlaps, *self._finish_calls]
+        self._unanswered.clear()
+        self._overlaps.clear()
+        self._finish_calls = []
+        self._held.clear()
+        return [*(Refuse(call, error) for call in calls), AbandonShares(), DropSpool()]
+
+    def _go(self, state: State) -> None:
+        if state not in TRANSITIONS[self.state]:
+            raise RuntimeError(f"no transition from {self.state.value} to {state.value}")
+        self.state = state

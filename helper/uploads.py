@@ -1,0 +1,315 @@
+"""Uploads by upload ID: opens them, carries out what their sessions decide, and forgets them again."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from base64 import b32encode
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from helper import errors, session
+from helper.interfaces import UPLOAD_ID_SIZE
+from helper.parameters import Parameters
+from helper.pipeline import Pipeline
+from helper.placement import AllocationPolicy
+from helper.pushing import SharePusher, ShareStatus
+from helper.settings import Settings
+from helper.sinks import Grid
+from helper.spool import Spool
+
+#: Ended uploads whose result can still be asked for; the oldest are forgotten first.
+REMEMBERED_MAX = 10_000
+
+
+@attrs.frozen
+class Answered:
+    """An answer as protocol.txt §3.2 has it, before it is put on the wire."""
+
+    fields: Mapping[str, int | str | bytes]
+    shares: list[ShareStatus] = attrs.field(factory=list)
+
+
+def hashed_name(upload_id: bytes) -> str:
+    """The only form in which an upload ID is kept or logged: 52 characters of [a-z2-7]."""
+    digest = hashlib.sha256(b"tahoe-stream upload ID v1:" + upload_id).digest()
+    return b32encode(digest).decode("ascii").rstrip("=").lower()
+
+
+class Upload:
+    """One upload: its session, and the driver that tells it what happens and does what it decides."""
+
+    log = Logger()
+
+    def __init__(self, name: str, parameters: Parameters, settings: Settings, spool: Spool, grid: Grid,
+                 clock: IReactorTime) -> None:
+        self.name = name
+        self.short = name[:8]  # for logs
+        limits = session.Limits(settings.credit, settings.pushing_lag, settings.largest_message,
+                                settings.contact_after)
+        self.session = session.Session(parameters, limits)
+        self.last_call = clock.seconds()
+        self._clock = clock
+        self._calls: dict[int, Deferred[Answered]] = {}
+        self._next_call = 0
+        self._events: list[object] = []
+        self._handling = False
+        self._abandoned: Deferred[None] | None = None
+        self._spool = spool.file(name, self._stored, lambda reason: self.tell(session.StoreFailed(reason)))
+        self._pipeline = Pipeline(parameters, self._spool, self._blocks_changed, self._pipeline_failed)
+        policy = AllocationPolicy(parameters.k, parameters.n, parameters.max_segment_size, settings.first_bound)
+        self._pusher = SharePusher(parameters, self._pipeline, grid, policy, clock, settings.server_wait,
+                                   secrets.randbelow, self.tell, self._settled)
+
+    # -- calls -------------------------------------------------------------------------------------------
+
+    def call(self, make_event: Callable[[int], object]) -> Deferred[Answered]:
+        """Tell the session of a call; fires with the answer to it."""
+        self.last_call = self._clock.seconds()
+        number, self._next_call = self._next_call, self._next_call + 1
+        d: Deferred[Answered] = Deferred()
+        self._calls[number] = d
+        self.tell(make_event(number))
+        return d
+
+    def status(self) -> Answered:
+        """What `status` and a repeated `open` say."""
+        s = self.session
+        fields: dict[str, int | str | bytes] = {
+            "state": s.state.value, "received": s.received, "durable": s.durable, "credit": s.credit,
+            "pushed": s.pushed, "paused": int(s.paused),
+            "storage-index-needed": int(s.storage_index is None and s.state is session.State.OPEN),
+        }
+        if s.parameters.size is not None:
+            fields["size"] = s.parameters.size
+        return Answered(fields, self._pusher.status())
+
+    def tell(self, event: object) -> None:
+        """Hand an event to the session, after those that came before it."""
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._events:
+                before = self.session.state
+                commands = self.session.handle(self._events.pop(0))
+                if self.session.state is not before:
+                    self._log_transition(before)
+                for command in commands:
+                    self._carry_out(command)
+        finally:
+            self._handling = False
+
+    def _log_transition(self, before: session.State) -> None:
+        s = self.session
+        code = s.error.code if s.error is not None else "ok"
+        self.log.info("upload {upload}: {before} -> {after} ({code}), {received} bytes received, {durable} durable",
+                      upload=self.short, before=before.value, after=s.state.value, code=code,
+                      received=s.received, durable=s.durable)
+
+    # -- commands ----------------------------------------------------------------------------------------
+
+    def _carry_out(self, command: session.Command) -> None:
+        match command:
+            case session.Reply(call, fields):
+                self._calls.pop(call).callback(Answered(fields, self._shares_of(fields)))
+            case session.Refuse(call, error):
+                self._calls.pop(call).errback(error)
+            case session.Store(data):
+                self._spool.append(data)
+            case session.Compare(call, offset, data):
+                self._compare(call, offset, data)
+            case session.BeginPlacing(storage_index):
+                self._pusher.begin(storage_index)
+            case session.Complete(size):
+                self._pipeline.complete(size)
+            case session.SealShares():
+                self._pusher.seal()
+            case session.RecordPublishing():
+                self.tell(session.PublishRecorded())
+            case session.PublishShares():
+                self._pusher.publish()
+            case session.AbandonShares():
+                self._pipeline.stop()
+                self._abandoned = self._pusher.abandon()
+                self._abandoned.addCallback(lambda _ignored: self.tell(session.Abandoned()))
+            case session.DropSpool():
+                self._spool.drop()
+
+    def _shares_of(self, fields: Mapping[str, object]) -> list[ShareStatus]:
+        return self._pusher.status() if "ueb" in fields else []
+
+    def _compare(self, call: int, offset: int, data: bytes) -> None:
+        d = self._spool.in_thread(lambda: self._spool.read(offset, len(data)) == data)
+        d.addCallback(lambda same: self.tell(session.Compared(call, same)))
+        d.addErrback(self._pipeline_failed)
+
+    # -- what happens ------------------------------------------------------------------------------------
+
+    def _stored(self, durable: int) -> None:
+        self.tell(session.Stored(durable))
+        self._pipeline.set_durable(durable)
+        self._pusher.set_durable(durable)
+
+    def _blocks_changed(self) -> None:
+        completion = self._pipeline.completion
+        if completion is not None and self.session.state is session.State.COMPLETING and self.session.ueb is None:
+            self.tell(session.Completed(completion.hashes, completion.ueb))
+            if self.session.state is session.State.OPEN:
+                self._pipeline.reopen()
+        self._pusher.blocks_changed()
+
+    def _pipeline_failed(self, failure: Failure) -> None:
+        self.log.failure("upload {upload} failed", failure, upload=self.short)
+        self.tell(session.Failed(errors.fault_of(failure.value)))
+
+    def _settled(self) -> None:
+        self._pipeline.stop()
+        self._spool.drop()
+
+    def stop(self) -> Deferred[None]:
+        """The helper stops: end the upload and let go of its shares."""
+        self.tell(session.Failed(errors.HelperStopping()))
+        self._pusher.stop()
+        return self._abandoned if self._abandoned is not None else succeed(None)
+
+
+class Uploads:
+    """All uploads of a helper. Each method answers one of protocol.txt §4, or fails with a StreamingError."""
+
+    log = Logger()
+
+    def __init__(self, settings: Settings, spool: Spool, grid: Grid, clock: IReactorTime) -> None:
+        self._settings = settings
+        self._spool = spool
+        self._grid = grid
+        self._clock = clock
+        self._by_name: OrderedDict[str, Upload] = OrderedDict()
+        self._by_index: dict[bytes, Upload] = {}
+        self._stopping = False
+        self._sweeper = LoopingCall(self._sweep)
+        self._sweeper.clock = clock
+        self.counters = {"opened": 0, "finished": 0, "bytes_received": 0}
+
+    def start(self) -> None:
+        """Begin to look for uploads that have expired."""
+        self._sweeper.start(self._settings.sweep_interval, now=False)
+
+    def stop(self) -> Deferred[Any]:
+        """End every upload. Fires when their shares are let go of."""
+        self._stopping = True
+        if self._sweeper.running:
+            self._sweeper.stop()
+        return DeferredList([upload.stop() for upload in self._by_name.values()])
+
+    # -- protocol.txt §4 ---------------------------------------------------------------------------------
+
+    async def open(self, upload_id: bytes, wire: Mapping[bytes, int]) -> Answered:
+        name = self._name(upload_id)
+        parameters = Parameters.from_wire(wire)
+        upload = self._by_name.get(name)
+        if upload is None:
+            have = await self._grid.when_connected(parameters.happy, self._settings.server_wait)
+            upload = self._by_name.get(name)  # another `open` of the same ID may have come meanwhile
+            if upload is None:
+                upload = self._new(name, parameters, have)
+        upload.session.parameters.check_same(parameters)
+        status = upload.status()
+        return Answered({**status.fields, "largest-message": self._settings.largest_message,
+                         "servers": self._grid.writable_count()}, status.shares)
+
+    def _new(self, name: str, parameters: Parameters, servers: int) -> Upload:
+        if self._stopping:
+            raise errors.HelperStopping()
+        live = sum(1 for u in self._by_name.values() if not _over(u))
+        if live >= self._settings.uploads_max:
+            raise errors.TooManyUploads(self._settings.uploads_max)
+        if servers < parameters.happy:
+            raise errors.TooFewServers(servers, parameters.happy)
+        upload = Upload(name, parameters, self._settings, self._spool, self._grid, self._clock)
+        self._by_name[name] = upload
+        self.counters["opened"] += 1
+        self.log.info("upload {upload}: opened, {k} of {n}, happy {happy}, size {size}", upload=upload.short,
+                      k=parameters.k, n=parameters.n, happy=parameters.happy,
+                      size="unknown" if parameters.size is None else parameters.size)
+        return upload
+
+    async def put_ciphertext(self, upload_id: bytes, offset: int, data: bytes) -> Answered:
+        upload = self._find(upload_id)
+        before = upload.session.received
+        d = upload.call(lambda call: session.PutReceived(call, offset, data))
+        self.counters["bytes_received"] += upload.session.received - before
+        return await d
+
+    async def status(self, upload_id: bytes) -> Answered:
+        upload = self._find(upload_id)
+        upload.last_call = self._clock.seconds()
+        answer = upload.status()
+        error = upload.session.error
+        return answer if error is None else Answered({**answer.fields, "reason": error.code}, answer.shares)
+
+    async def assign(self, upload_id: bytes, storage_index: bytes) -> Answered:
+        upload = self._find(upload_id)
+        self._claim(storage_index, upload)
+        return await upload.call(lambda call: session.AssignReceived(call, storage_index))
+
+    async def finish(self, upload_id: bytes, size: int, storage_index: bytes, crypttext_hash: bytes,
+                     crypttext_root_hash: bytes) -> Answered:
+        upload = self._find(upload_id)
+        self._claim(storage_index, upload)
+        finished = upload.session.state is session.State.FINISHED
+        answer = await upload.call(lambda call: session.FinishReceived(
+            call, size, storage_index, crypttext_hash, crypttext_root_hash))
+        if not finished and upload.session.state is session.State.FINISHED:
+            self.counters["finished"] += 1
+        return answer
+
+    async def abort(self, upload_id: bytes) -> Answered:
+        return await self._find(upload_id).call(session.AbortReceived)
+
+    # -- finding and forgetting ----------------------------------------------------------------------------
+
+    def _name(self, upload_id: bytes) -> str:
+        if len(upload_id) != UPLOAD_ID_SIZE:
+            raise errors.BadUploadId(UPLOAD_ID_SIZE, len(upload_id))
+        return hashed_name(upload_id)
+
+    def _find(self, upload_id: bytes) -> Upload:
+        upload = self._by_name.get(self._name(upload_id))
+        if upload is None:
+            raise errors.UnknownUpload()
+        return upload
+
+    def _claim(self, storage_index: bytes, upload: Upload) -> None:
+        """Two uploads of one storage index would fight over the same places on the servers."""
+        other = self._by_index.get(storage_index)
+        if other is not None and other is not upload and not _over(other):
+            raise errors.StorageIndexBusy()
+        if upload.session.storage_index is None and not _over(upload):
+            self._by_index[storage_index] = upload
+
+    def _sweep(self) -> None:
+        now, settings = self._clock.seconds(), self._settings
+        for upload in list(self._by_name.values()):
+            idle = int(now - upload.last_call)
+            upload.tell(session.IdleFor(idle, settings.idle_expiry, settings.empty_expiry))
+            if _over(upload) and idle > settings.result_retention:
+                del self._by_name[upload.name]
+        over = [u.name for u in self._by_name.values() if _over(u)]
+        for name in over[:max(0, len(over) - REMEMBERED_MAX)]:
+            del self._by_name[name]
+        self._by_index = {si: u for si, u in self._by_index.items() if u.name in self._by_name and not _over(u)}
+
+
+def _over(upload: Upload) -> bool:
+    """Whether the upload has come to its end, good or bad."""
+    return upload.session.state is session.State.FINISHED or upload.session.state in session.ENDED
