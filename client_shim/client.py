@@ -1,0 +1,51 @@
+"""Uploads for programs that run the Twisted reactor: one connection to a helper, any number of uploads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+from foolscap.api import Tub
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+
+from client_shim.cipher import PlaintextDigests
+from client_shim.helper_edge import HelperLink, connect, make_tub
+from client_shim.node_config import NodeConfig
+from client_shim.upload import Progress, StreamingUpload
+
+
+class StreamingClient:
+    """Streams files to the helper of a client node.
+
+        client = StreamingClient(read_node_config(Path("~/.tahoe")))
+        upload = client.upload()
+        await upload.write(b"...")
+        cap = await upload.close()
+        await client.stop()
+    """
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.config = config
+        self._tub: Tub | None = None
+
+    def upload(self, *, size: int | None = None, key: bytes | None = None, digests: PlaintextDigests | None = None,
+               on_progress: Callable[[Progress], None] = lambda _progress: None) -> StreamingUpload:
+        """A new upload of `size` bytes (None: as many as come). For `key` see StreamingUpload."""
+        parameters = attrs.evolve(self.config.parameters, size=size)
+        return StreamingUpload(self._connect, parameters, reactor, key=key, digests=digests,
+                               on_progress=on_progress)
+
+    async def _connect(self) -> HelperLink:
+        furl = self.config.helper_furl
+        if self._tub is None:
+            self._tub = make_tub()
+            self._tub.startService()
+        return await connect(self._tub, furl)
+
+    async def stop(self) -> None:
+        """Close the connection. Uploads in progress fail."""
+        tub, self._tub = self._tub, None
+        if tub is not None:
+            stopped: Deferred[None] = tub.stopService()
+            await stopped

@@ -1,0 +1,206 @@
+"""`tahoe-stream put`: a file, standard input or a command's output becomes a cap."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import attrs
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
+from twisted.python.failure import Failure
+
+from client_shim.cipher import PlaintextDigests, convergent_key
+from client_shim.client import StreamingClient
+from client_shim.errors import SourceChanged, UploadError
+from client_shim.node_config import NodeConfig, read_node_config
+from client_shim.readback import verify_segments
+from client_shim.report import Report
+from client_shim.sources import CommandSource, FileSource, Source, source_of
+from client_shim.upload import StreamingUpload
+from helper.segments import segment_size_for
+
+#: `--verify` reads so many segments back, and the last one.
+VERIFIED_SEGMENTS = 3
+
+
+@attrs.frozen
+class PutOptions:
+    """What the command line asks for. `file` None is standard input; `command` replaces both."""
+
+    node_directory: Path
+    file: Path | None = None
+    command: Sequence[str] = ()
+    convergent: bool = False
+    verify: bool = False
+
+
+class Put:
+    """One run of `put`. `run` returns the cap; `cancel` may end it at any time."""
+
+    def __init__(self, options: PutOptions, report: Report) -> None:
+        self._options = options
+        self._report = report
+        self._config = read_node_config(options.node_directory)
+        self._client = StreamingClient(self._config)
+        self._upload: StreamingUpload | None = None
+        self._source: Source | None = None
+
+    async def run(self) -> bytes:
+        """Raises OSError or an UploadError if there is no cap; nothing readable is left then."""
+        try:
+            if self._options.command:
+                return await self._stream(CommandSource(self._options.command), None)
+            if self._options.file is None:
+                return await self._stream(source_of(0), None)
+            with self._options.file.open("rb", buffering=0) as f:
+                return await self._put_file(f)
+        finally:
+            await self.cancel()
+            await self._client.stop()
+
+    async def cancel(self) -> None:
+        """End source and upload, if they have not ended themselves."""
+        if self._source is not None:
+            self._source.close()
+        if self._upload is not None:
+            await self._upload.abort()
+
+    async def _put_file(self, f: BinaryIO) -> bytes:
+        status = os.fstat(f.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            return await self._stream(source_of(f.fileno()), None)
+        if self._options.convergent:
+            return await self._put_convergent(f, status.st_size)
+        return await self._stream(FileSource(f.fileno()), status.st_size)
+
+    async def _stream(self, source: Source, size: int | None) -> bytes:
+        self._source = source
+        digests = self._verify_digests(size) if self._options.verify else None
+        upload = self._begin(size, None, digests)
+        await upload.open()
+        while data := await source.read():
+            await upload.write(data)
+        return await self._complete(upload, digests)
+
+    def _begin(self, size: int | None, key: bytes | None, digests: PlaintextDigests | None) -> StreamingUpload:
+        self._report.start(size)
+        self._upload = self._client.upload(size=size, key=key, digests=digests, on_progress=self._report.progress)
+        return self._upload
+
+    async def _complete(self, upload: StreamingUpload, digests: PlaintextDigests | None) -> bytes:
+        self._report.last_byte(upload.progress)
+        cap = await upload.close()
+        self._report.finished(upload.progress)
+        if digests is not None and self._options.verify:
+            await deferToThread(self._verify, cap, digests, upload.progress.accepted)
+            self._report.verified()
+        return cap
+
+    # -- --convergent --------------------------------------------------------------------------------------
+
+    async def _put_convergent(self, f: BinaryIO, size: int) -> bytes:
+        """Two passes. The key is a hash of the file of pass one; so each segment of pass two is compared
+        with a digest from pass one before it is encrypted, or one keystream would cover two plaintexts."""
+        parameters = self._config.parameters
+        secret = self._config.convergence_secret()
+        segment_size = segment_size_for(parameters.max_segment_size, parameters.k, max(1, size))
+        digests = PlaintextDigests(os.urandom(32), segment_size)
+        key: bytes = await deferToThread(
+            convergent_key, parameters.k, parameters.n, parameters.max_segment_size, max(1, size), secret,
+            _first_pass(f, size, digests))
+        upload = self._begin(size, key, None)
+        await upload.open()
+        f.seek(0)
+        for number in range(len(digests)):
+            segment = await deferToThread(_read_up_to, f, segment_size)
+            if not digests.matches(number, segment):
+                raise SourceChanged(number * segment_size)
+            await upload.write(segment)
+        if await deferToThread(f.read, 1):
+            raise SourceChanged(size)
+        return await self._complete(upload, digests)
+
+    # -- --verify ------------------------------------------------------------------------------------------
+
+    def _verify_digests(self, size: int | None) -> PlaintextDigests:
+        parameters = self._config.parameters
+        piece = parameters.full_segment_size if size is None else segment_size_for(
+            parameters.max_segment_size, parameters.k, max(1, size))
+        return PlaintextDigests(os.urandom(32), piece)
+
+    def _verify(self, cap: bytes, digests: PlaintextDigests, size: int) -> None:
+        """In a thread. Raises VerifyFailed."""
+        count = len(digests)
+        chosen = {*random.SystemRandom().sample(range(count), min(VERIFIED_SEGMENTS, count)), count - 1}
+        if count:
+            verify_segments(self._config.node_url(), cap, digests, sorted(chosen), size)
+
+
+def _first_pass(f: BinaryIO, size: int, digests: PlaintextDigests) -> Iterator[bytes]:
+    """The file in pieces, their digests taken. Raises SourceChanged if it is not `size` bytes long."""
+    seen = 0
+    while data := f.read(digests.piece_size):
+        seen += len(data)
+        digests.update(data)
+        yield data
+    digests.end()
+    if seen != size:
+        raise SourceChanged(min(seen, size))
+
+
+def _read_up_to(f: BinaryIO, length: int) -> bytes:
+    parts: list[bytes] = []
+    while length > 0 and (data := f.read(length)):
+        parts.append(data)
+        length -= len(data)
+    return b"".join(parts)
+
+
+def run_put(options: PutOptions, report: Report, print_cap: Callable[[str], None]) -> int:
+    """Run the reactor until the upload has ended. Returns the exit status: 0 with a cap printed, or 1.
+
+    Ctrl-C and SIGTERM end the upload at the helper before they end us.
+    """
+    signals: list[int] = []
+    status = 1
+
+    async def run() -> None:
+        nonlocal status
+        try:
+            put = Put(options, report)
+            _on_signals(put, signals)
+            cap = await put.run()
+        except (UploadError, OSError) as e:
+            if signals:
+                report.interrupted(signals[0])
+            else:
+                report.failed(e)
+        else:
+            print_cap(cap.decode("ascii"))
+            status = 0
+
+    def ended(failure: Failure | None) -> None:
+        if failure is not None:
+            report.broken(failure)
+        reactor.stop()
+
+    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(run()).addBoth(ended))
+    reactor.run(installSignalHandlers=False)
+    return status
+
+
+def _on_signals(put: Put, received: list[int]) -> None:
+    def on_signal(number: int, _frame: object) -> None:
+        if not received:
+            received.append(number)
+            reactor.callFromThread(lambda: Deferred.fromCoroutine(put.cancel()))
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)

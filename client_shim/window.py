@@ -1,0 +1,64 @@
+"""How many bytes may be on their way: bounded in bytes and in time; protocol.txt §7.2.  (pure)"""
+
+from __future__ import annotations
+
+from collections import deque
+
+KiB = 1024
+MiB = 1024 * KiB
+
+WINDOW_MIN = 64 * KiB
+WINDOW_MAX = 8 * MiB
+#: The window is what is acknowledged in so many seconds, so that close() costs about as long on any link.
+WINDOW_SECONDS = 1.0
+#: A message is at most this part of the window.
+MESSAGES_PER_WINDOW = 4
+
+
+class SendWindow:
+    """Tells how much may be in flight, from how fast it is acknowledged. Times in seconds, from any clock.
+
+    The rate is measured over the last WINDOW_SECONDS during which something was in flight: a program that
+    writes slowly does not make the link look slow.
+    """
+
+    def __init__(self, credit: int, largest_message: int) -> None:
+        self._most = min(WINDOW_MAX, credit)
+        self._largest_message = largest_message
+        self._busy = 0.0  # seconds during which something was in flight
+        self._busy_since: float | None = None
+        self._acknowledged = 0
+        self._samples: deque[tuple[float, int]] = deque([(0.0, 0)])  # (busy seconds, bytes acknowledged by then)
+        self.size = min(WINDOW_MIN, self._most)
+        self.in_flight = 0
+
+    @property
+    def message_size(self) -> int:
+        """Bytes of the next message, at most."""
+        return min(self._largest_message, max(1, self.size // MESSAGES_PER_WINDOW))
+
+    def may_send(self, length: int) -> bool:
+        """Whether `length` more bytes may be sent now."""
+        return self.in_flight == 0 or self.in_flight + length <= self.size
+
+    def sent(self, length: int, now: float) -> None:
+        """A message of `length` bytes was sent."""
+        if self.in_flight == 0:
+            self._busy_since = now
+        self.in_flight += length
+
+    def acknowledged(self, length: int, now: float) -> None:
+        """A message of `length` bytes was acknowledged."""
+        if self._busy_since is not None:
+            self._busy += max(0.0, now - self._busy_since)
+        self.in_flight -= length
+        self._busy_since = now if self.in_flight else None
+        self._acknowledged += length
+        samples = self._samples
+        samples.append((self._busy, self._acknowledged))
+        # keep one sample that is at least WINDOW_SECONDS old as the start of the measure
+        while len(samples) > 2 and samples[1][0] <= self._busy - WINDOW_SECONDS:
+            samples.popleft()
+        seconds, length = self._busy - samples[0][0], self._acknowledged - samples[0][1]
+        rate = length / seconds if seconds > 0 else float(WINDOW_MAX)
+        self.size = min(self._most, max(WINDOW_MIN, int(rate * WINDOW_SECONDS)))
