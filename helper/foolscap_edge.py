@@ -73,7 +73,7 @@ class StreamingHelper(Referenceable):  # type: ignore[misc]
             return wire_answer(await awaitable)
         except StreamingError as error:
             if isinstance(error, HelperFault):
-                self.log.warn("answered {code}", code=error.code)
+                self.log.warning("answered {code}", code=error.code)
             return wire_refusal(error)
         except Exception as error:
             self.log.failure("a call failed")

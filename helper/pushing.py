@@ -6,33 +6,23 @@ or found a new home reads the spool at its own pace. No share waits for another.
 
 from __future__ import annotations
 
-import enum
-from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
-import attrs
 from allmydata.util.hashutil import block_hash
-from twisted.internet.defer import Deferred, DeferredList, gatherResults
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from helper import session
 from helper.errors import fault_of
+from helper.events import AnswerRuleMet, Failed, PushedTo, SharesReady
 from helper.layout import DATA_OFFSET, HEADER_VERSION
 from helper.parameters import Parameters
 from helper.pipeline import Pipeline
-from helper.placement import (
-    Allocation,
-    AllocationPolicy,
-    first_placement,
-    happiness,
-    new_home,
-    rule_met,
-    rule_position,
-)
-from helper.sinks import ExistingShare, Granted, Grid, ServerRefused, ShareSink, StorageServer
+from helper.placement import AllocationPolicy, rule_met, rule_position
+from helper.placing import ShareHomes
+from helper.shares import HOLDS_BLOCKS, Share, ShareState, ShareStatus
+from helper.sinks import Grid, ServerRefused
 
 MiB = 1024 * 1024
 
@@ -47,66 +37,6 @@ CLOSE_GRACE = 0.05
 KEEP_ALIVE_INTERVAL = 600
 #: How long giving an upload up waits for servers that do not answer; seconds.
 ABANDON_PATIENCE = 5
-#: While too few servers are left to complete a publication, they are looked for this often; seconds.
-RETRY_INTERVAL = 5
-
-
-class ShareState(enum.Enum):
-    """Where a share is; the values are seen in `status`."""
-
-    UNPLACED = "unplaced"
-    ALLOCATING = "allocating"
-    PUSHING = "pushing"
-    READY = "ready"
-    PUBLISHING = "publishing"
-    CLOSED = "closed"
-    LOST = "lost"
-
-
-_LIVE = frozenset(ShareState) - {ShareState.UNPLACED, ShareState.LOST}
-_HOLDS_BLOCKS = frozenset({ShareState.PUSHING, ShareState.READY, ShareState.PUBLISHING, ShareState.CLOSED})
-
-
-@attrs.define(eq=False)
-class Share:
-    """One share and its cursor."""
-
-    shnum: int
-    state: ShareState = ShareState.UNPLACED
-    server: StorageServer | None = None
-    sink: ShareSink | None = None
-    existing: ExistingShare | None = None
-    file_bound: int = 0  # the largest file whose share fits in what was allocated
-    next_segment: int = 0  # the first one not yet handed to the sink
-    segments_held: int = 0  # acknowledged by the server, without gaps
-    in_flight: int = 0  # bytes
-    unacknowledged: deque[tuple[int, int]] = attrs.field(factory=deque)  # (bytes, segments held once acknowledged)
-    ended: bool = False  # trailer and header are handed to the sink
-    reading: bool = False  # a block is on its way from the spool
-    sealing: bool = False
-    #: Grows with every new home; answers to an older one are ignored.
-    generation: int = 0
-    tried: set[bytes] = attrs.field(factory=set)  # servers that this share was lost on
-
-    def leave(self, state: ShareState) -> ShareSink | None:
-        """Forget the present home; returns its sink."""
-        sink, self.sink, self.existing = self.sink, None, None
-        self.state = state
-        self.generation += 1
-        self.next_segment = self.segments_held = self.in_flight = 0
-        self.unacknowledged.clear()
-        self.ended = self.reading = self.sealing = False
-        return sink
-
-
-@attrs.frozen
-class ShareStatus:
-    """What `status` shows of a share; `position` in bytes of ciphertext."""
-
-    shnum: int
-    server: str
-    state: str
-    position: int
 
 
 class SharePusher:
@@ -120,49 +50,41 @@ class SharePusher:
                  tell: Callable[[object], None], on_settled: Callable[[], None]) -> None:
         self._parameters = parameters
         self._pipeline = pipeline
-        self._grid = grid
-        self._policy = policy
         self._clock = clock
         self._server_wait = server_wait
         self._random_below = random_below
         self._tell = tell
         self._on_settled = on_settled
         self._shares = [Share(shnum) for shnum in range(parameters.n)]
+        self._homes = ShareHomes(parameters, self._shares, pipeline, grid, policy, clock, self._soon, tell,
+                                 self._broken)
         self._in_flight_limit = min(IN_FLIGHT_PER_SHARE_MAX, IN_FLIGHT_MAX // parameters.n)
-        self._storage_index: bytes | None = None
-        self._durable = 0
-        self._seal = self._publish = self._answered = self._ready_told = False
+        self._begun = self._seal = self._publish = self._answered = self._ready_told = False
         self._stopped = self._settled = False
-        self._pushed = 0
+        self._durable = self._pushed = 0
         self._update_call: IDelayedCall | None = None
         self._timers: dict[str, IDelayedCall] = {}
-        self._watched: dict[bytes, Callable[[], None]] = {}
-        self._growing: set[bytes] = set()
-        self._cannot_grow: set[bytes] = set()
-        self._pending: set[Deferred[Any]] = set()  # requests whose answer may bring sinks to let go of
 
     # -- what the session commands ---------------------------------------------------------------------
 
     def begin(self, storage_index: bytes) -> None:
         """Contact the servers and push whatever there is to push, from now on."""
-        self._storage_index = storage_index
+        self._begun = True
         self._start_timer("keep-alive", KEEP_ALIVE_INTERVAL, self._keep_alive)
-        d = self._grid.when_connected(self._parameters.happy, self._server_wait)
-        d.addCallback(lambda _count: self._place_all())
-        d.addErrback(self._broken)
+        self._homes.begin(storage_index, self._server_wait)
 
     def set_durable(self, durable: int) -> None:
         """So many bytes of ciphertext are durable in the spool."""
-        self._durable = durable
-        if self._storage_index is not None:
+        self._durable = self._homes.durable = durable
+        if self._begun:
             self._soon()
 
     def blocks_changed(self) -> None:
         """The pipeline has more."""
-        if self._storage_index is None:
-            self._pipeline.needed_from(self._pipeline.encoded)  # nobody to push to yet: the spool has it
-        else:
+        if self._begun:
             self._soon()
+        else:
+            self._pipeline.needed_from(self._pipeline.encoded)  # nobody to push to yet: the spool has it
 
     def seal(self) -> None:
         """The pipeline has a Completion and it is right: end every share."""
@@ -171,13 +93,13 @@ class SharePusher:
 
     def publish(self) -> None:
         """Close every share as it becomes ready."""
-        self._publish = True
+        self._publish = self._homes.must_complete = True
         self._soon()
 
     def abandon(self) -> Deferred[None]:
         """Let go of every share. Fires when the servers have, or after ABANDON_PATIENCE."""
         sinks = [share.leave(ShareState.LOST) for share in self._shares]
-        waiting = [*self._pending, *(sink.abort() for sink in sinks if sink is not None)]
+        waiting = [*self._homes.pending, *(sink.abort() for sink in sinks if sink is not None)]
         self.stop()
         done: Deferred[None] = Deferred()
         timer = self._clock.callLater(ABANDON_PATIENCE, done.callback, None)
@@ -195,9 +117,7 @@ class SharePusher:
         self._stopped = True
         for name in self._timers:
             self._stop_timer(name)
-        for cancel in self._watched.values():
-            cancel()
-        self._watched.clear()
+        self._homes.stop()
         if self._update_call is not None and self._update_call.active():
             self._update_call.cancel()
 
@@ -207,140 +127,6 @@ class SharePusher:
             ShareStatus(s.shnum, s.server.name, s.state.value, self._position(s))
             for s in self._shares if s.server is not None
         ]
-
-    # -- placing -----------------------------------------------------------------------------------------
-
-    def _place_all(self) -> None:
-        if self._stopped or self._storage_index is None:
-            return
-        servers = {s.server_id: s for s in self._grid.servers_for(self._storage_index)}
-        by_server: dict[bytes, list[Share]] = {}
-        for shnum, server_id in first_placement(self._parameters.n, list(servers)).items():
-            by_server.setdefault(server_id, []).append(self._shares[shnum])
-        for server_id, shares in by_server.items():
-            self._allocate(servers[server_id], shares)
-        self._check_enough()
-
-    def _allocate(self, server: StorageServer, shares: list[Share]) -> None:
-        """Ask `server` for room for `shares`; each is pushed there or finds another home."""
-        for share in shares:
-            share.leave(ShareState.ALLOCATING)
-            share.server = server
-        generations = [(share, share.generation) for share in shares]
-        self._watch(server)
-        d = Deferred.fromCoroutine(self._allocated(server, generations))
-        self._pending.add(d)
-
-        def failed(failure: Failure) -> None:
-            self._log_loss(server, failure)
-            for share, generation in generations:
-                if share.generation == generation and share.state is ShareState.ALLOCATING:
-                    self._lose(share)
-
-        d.addErrback(failed)
-        d.addBoth(lambda _result: self._pending.discard(d))
-        d.addErrback(self._broken)
-
-    async def _allocated(self, server: StorageServer, generations: list[tuple[Share, int]]) -> None:
-        if self._storage_index is None:
-            raise ValueError("no storage index")
-        allocation = await self._allocation(server, len(generations))
-        if allocation.file_bound < self._durable:
-            raise ServerRefused("has no room for the file as it is now")
-        granted = await server.allocate(
-            self._storage_index, [share.shnum for share, _generation in generations], allocation)
-        unwanted = [self._take(share, generation, granted, allocation) for share, generation in generations]
-        self._soon()
-        await gatherResults([sink.abort() for sink in unwanted if sink is not None])
-
-    async def _allocation(self, server: StorageServer, shares: int) -> Allocation:
-        size = self._size
-        if size is not None:
-            return self._policy.exact(size)
-        free = await server.free_space()
-        return self._policy.bounded(self._durable, free, shares)
-
-    @property
-    def _size(self) -> int | None:
-        if self._pipeline.completion is not None:
-            return self._pipeline.completion.layout.geometry.size
-        return self._parameters.size
-
-    def _take(self, share: Share, generation: int, granted: Granted, allocation: Allocation) -> ShareSink | None:
-        """Begin to push to what was granted for a share; returns the sink if nobody wants it any more."""
-        sink, existing = granted.sinks.get(share.shnum), granted.existing.get(share.shnum)
-        if self._stopped or share.generation != generation:
-            return sink
-        if sink is None and existing is None:
-            self.log.info("storage server {server} refused share {shnum}",
-                          server=share.server and share.server.name, shnum=share.shnum)
-            self._lose(share)
-        else:
-            share.sink, share.existing = sink, existing
-            share.file_bound = allocation.file_bound
-            share.state = ShareState.PUSHING
-        return None
-
-    def _lose(self, share: Share) -> None:
-        """The share's server failed it: find it another."""
-        if self._stopped or share.state in (ShareState.LOST, ShareState.CLOSED):
-            return
-        if share.server is not None:
-            share.tried.add(share.server.server_id)
-        sink = share.leave(ShareState.LOST)
-        if sink is not None:
-            sink.abort()
-        self._rehome([share])
-        self._check_enough()
-        self._soon()
-
-    def _rehome(self, shares: Iterable[Share]) -> None:
-        if self._storage_index is None:
-            return
-        servers = {s.server_id: s for s in self._grid.servers_for(self._storage_index)}
-        for share in shares:
-            load = Counter(s.server.server_id for s in self._shares if s.state in _LIVE and s.server is not None)
-            home = new_home(list(servers), load, share.tried)
-            if home is not None:
-                self.log.info("share {shnum} goes to storage server {server}",
-                              shnum=share.shnum, server=servers[home].name)
-                self._allocate(servers[home], [share])
-
-    def _check_enough(self) -> None:
-        """Tell the session when the answer rule cannot be met any more."""
-        live = {s.shnum: s.server.server_id for s in self._shares if s.state in _LIVE and s.server is not None}
-        k, happy = self._parameters.k, self._parameters.happy
-        have = happiness(live.values())
-        if have < happy:
-            self._tell(session.TooFewServers(have, happy))
-        elif len(live) < k:
-            self._tell(session.TooFewServers(len(live), k))
-        else:
-            return
-        if self._publish and not self._stopped:
-            self._start_timer("retry", RETRY_INTERVAL, self._retry)
-
-    def _retry(self) -> None:
-        lost = [s for s in self._shares if s.state is ShareState.LOST]
-        for share in lost:
-            share.tried.clear()
-        self._rehome(lost)
-        self._check_enough()
-
-    def _watch(self, server: StorageServer) -> None:
-        if server.server_id not in self._watched:
-            self._watched[server.server_id] = server.on_disconnect(lambda: self._disconnected(server))
-
-    def _disconnected(self, server: StorageServer) -> None:
-        self._watched.pop(server.server_id, None)
-        self.log.info("storage server {server} disconnected", server=server.name)
-        for share in self._shares:
-            if share.server is not None and share.server.server_id == server.server_id and share.state in _LIVE:
-                self._lose(share)
-
-    def _log_loss(self, server: StorageServer, failure: Failure) -> None:
-        # only the kind of failure: its text may quote arguments
-        self.log.info("storage server {server} failed: {kind}", server=server.name, kind=failure.type.__name__)
 
     # -- pushing -----------------------------------------------------------------------------------------
 
@@ -356,12 +142,12 @@ class SharePusher:
         self._forget_old_blocks()
         position = rule_position(
             {s.shnum: (s.server.server_id, self._position(s))
-             for s in self._shares if s.state in _HOLDS_BLOCKS and s.server is not None},
+             for s in self._shares if s.state in HOLDS_BLOCKS and s.server is not None},
             self._parameters.k, self._parameters.happy)
         if position != self._pushed:
             self._pushed = position
-            self._tell(session.PushedTo(position))
-        self._grow_where_due()
+            self._tell(PushedTo(position))
+        self._homes.grow_where_due()
         if self._seal:
             self._end_shares()
 
@@ -381,7 +167,7 @@ class SharePusher:
             # The slow must not hold up the rest: what enough shares have taken, the others read again.
             taken = rule_position(
                 {s.shnum: (s.server.server_id, self._pipeline.segments if s.existing is not None else s.next_segment)
-                 for s in self._shares if s.state in _HOLDS_BLOCKS and s.server is not None},
+                 for s in self._shares if s.state in HOLDS_BLOCKS and s.server is not None},
                 self._parameters.k, self._parameters.happy)
             needed = max(needed, taken)
         self._pipeline.needed_from(needed)
@@ -408,7 +194,7 @@ class SharePusher:
     def _next_blocks(self, share: Share) -> tuple[list[bytes], int]:
         blocks: list[bytes] = []
         size, segment = 0, share.next_segment
-        while segment < self._pipeline.segments and size < WRITE_TARGET and self._fits(share, segment):
+        while segment < self._pipeline.segments and size < WRITE_TARGET and self._homes.fits(share, segment):
             block = self._pipeline.block(segment, share.shnum)
             if block is None:
                 break
@@ -417,17 +203,8 @@ class SharePusher:
             segment += 1
         return blocks, size
 
-    def _fits(self, share: Share, segment: int) -> bool:
-        size = self._pipeline.segment_size
-        if size is None:
-            return False
-        end = (segment + 1) * size
-        if self._size is not None:
-            end = min(end, self._size)
-        return end <= share.file_bound
-
     def _behind(self, share: Share) -> bool:
-        return share.next_segment < self._pipeline.segments and self._fits(share, share.next_segment)
+        return share.next_segment < self._pipeline.segments and self._homes.fits(share, share.next_segment)
 
     def _has_all_blocks(self, share: Share) -> bool:
         completion = self._pipeline.completion
@@ -466,8 +243,8 @@ class SharePusher:
 
         def failed(failure: Failure) -> None:
             if share.generation == generation and not self._stopped and share.server is not None:
-                self._log_loss(share.server, failure)
-                self._lose(share)
+                self._homes.log_loss(share.server, failure)
+                self._homes.lose(share)
 
         d.addCallbacks(done, failed)
         d.addErrback(self._broken)
@@ -503,75 +280,6 @@ class SharePusher:
             if share.state is ShareState.PUSHING and share.sink is not None and not share.in_flight:
                 self._write(share, 0, HEADER_VERSION, len(HEADER_VERSION))
 
-    # -- growing -----------------------------------------------------------------------------------------
-
-    def _grow_where_due(self) -> None:
-        """Move shares whose allocation is becoming too small to a larger one, on few servers at a time."""
-        size, growing_max = self._size, max(1, self._parameters.n - self._parameters.happy)
-        by_server: dict[bytes, list[Share]] = {}
-        for share in self._shares:
-            if share.state is ShareState.PUSHING and share.sink is not None and share.server is not None:
-                by_server.setdefault(share.server.server_id, []).append(share)
-        for server_id, shares in by_server.items():
-            bound = min(share.file_bound for share in shares)
-            if size is not None:
-                if bound < size:
-                    self._move(shares)
-            elif server_id in self._cannot_grow:
-                for share in shares:
-                    if share.next_segment < self._pipeline.segments and not self._fits(share, share.next_segment):
-                        self._lose(share)
-            elif (self._policy.growth_due(self._durable, bound) and server_id not in self._growing
-                    and len(self._growing) < growing_max):
-                self._grow(shares, bound)
-
-    def _grow(self, shares: list[Share], bound: int) -> None:
-        server = shares[0].server
-        if server is None:
-            raise ValueError("no server")
-        self._growing.add(server.server_id)
-        generations = [(share, share.generation) for share in shares]
-
-        async def grow() -> None:
-            allocation = await self._allocation(server, len(shares))
-            still = [share for share, generation in generations if share.generation == generation]
-            if allocation.file_bound <= bound:
-                self.log.info("storage server {server} has no room for {shares} larger shares",
-                              server=server.name, shares=len(shares))
-                self._cannot_grow.add(server.server_id)
-            elif still and not self._stopped:
-                await self._move(still)
-
-        def failed(failure: Failure) -> None:
-            self._log_loss(server, failure)
-            for share, generation in generations:
-                if share.generation == generation:
-                    self._lose(share)
-
-        def done(_result: None) -> None:
-            self._growing.discard(server.server_id)
-            self._soon()
-
-        Deferred.fromCoroutine(grow()).addErrback(failed).addCallback(done).addErrback(self._broken)
-
-    def _move(self, shares: list[Share]) -> Deferred[None]:
-        """Give up the allocations of shares on one server and ask for new ones there; they start again.
-
-        Fires when the server has answered."""
-        server = shares[0].server
-        if server is None:
-            raise ValueError("no server")
-        sinks = [share.leave(ShareState.ALLOCATING) for share in shares]
-        generations = [share.generation for share in shares]
-
-        def aborted(_results: object) -> None:
-            still = [s for s, g in zip(shares, generations, strict=True) if s.generation == g]
-            if still and not self._stopped:
-                self._allocate(server, still)
-
-        d: Deferred[Any] = gatherResults([sink.abort() for sink in sinks if sink is not None])
-        return d.addCallback(aborted)
-
     # -- ending ------------------------------------------------------------------------------------------
 
     def _end_shares(self) -> None:
@@ -595,7 +303,7 @@ class SharePusher:
                  if s.state in (ShareState.READY, ShareState.CLOSED) and s.server is not None}
         if not self._ready_told and rule_met(ready, self._parameters.k, self._parameters.happy):
             self._ready_told = True
-            self._tell(session.SharesReady())
+            self._tell(SharesReady())
 
     def _became_ready(self, share: Share) -> None:
         share.state = ShareState.READY
@@ -621,7 +329,7 @@ class SharePusher:
     def _answer(self) -> None:
         if not self._answered:
             self._answered = True
-            self._tell(session.AnswerRuleMet())
+            self._tell(AnswerRuleMet())
             self._soon()
 
     async def _verify_existing(self, share: Share) -> None:
@@ -645,7 +353,7 @@ class SharePusher:
             self._settled = True
             missing = [s.shnum for s in self._shares if s.state is ShareState.LOST]
             if missing:
-                self.log.warn("shares {missing} could not be placed; a repair will make them", missing=missing)
+                self.log.warning("shares {missing} could not be placed; a repair will make them", missing=missing)
             self.stop()
             self._on_settled()
 
@@ -664,4 +372,4 @@ class SharePusher:
     def _broken(self, failure: Failure) -> None:
         """A bug or the spool: nothing a server did. The upload cannot go on."""
         if not self._stopped:
-            self._tell(session.Failed(fault_of(failure.value)))
+            self._tell(Failed(fault_of(failure.value)))

@@ -101,9 +101,11 @@ class SpoolFile:
         self._committing = False
         self._dropped = False
         self._failed = False
-        # Offset in the ciphertext at which each record starts. A record's place in the file follows from
-        # its number, as all headers have one size.
+        # Offsets in the ciphertext at which each record starts and ends. A record's place in the file follows
+        # from its number, as all headers have one size. Read in one thread while another appends: _ends grows
+        # first, so a record that is found in _starts has its end.
         self._starts = array("Q")
+        self._ends = array("Q")
         self._written = 0  # bytes of ciphertext in records
         self.durable = 0
 
@@ -122,8 +124,7 @@ class SpoolFile:
         parts: list[bytes] = []
         record = bisect_right(self._starts, offset) - 1
         while length > 0:
-            start = self._starts[record]
-            end = self._starts[record + 1] if record + 1 < len(self._starts) else self._written
+            start, end = self._starts[record], self._ends[record]
             take = min(length, end - offset)
             position = (record + 1) * _RECORD.size + start + (offset - start)
             parts.append(_pread_exactly(self._fd, take, position))
@@ -198,6 +199,7 @@ class SpoolFile:
         os.fdatasync(self._fd)
         if created:
             _fsync_directory(self._path.parent)
+        self._ends.extend([*starts[1:], written])
         self._starts.extend(starts)
         self._written = written
         return written

@@ -16,13 +16,15 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from helper import errors, session
+from helper import errors, events
 from helper.interfaces import UPLOAD_ID_SIZE
 from helper.parameters import Parameters
 from helper.pipeline import Pipeline
 from helper.placement import AllocationPolicy
-from helper.pushing import SharePusher, ShareStatus
+from helper.pushing import SharePusher
+from helper.session import ENDED, Limits, Session, State
 from helper.settings import Settings
+from helper.shares import ShareStatus
 from helper.sinks import Grid
 from helper.spool import Spool
 
@@ -53,9 +55,9 @@ class Upload:
                  clock: IReactorTime) -> None:
         self.name = name
         self.short = name[:8]  # for logs
-        limits = session.Limits(settings.credit, settings.pushing_lag, settings.largest_message,
+        limits = Limits(settings.credit, settings.pushing_lag, settings.largest_message,
                                 settings.contact_after)
-        self.session = session.Session(parameters, limits)
+        self.session = Session(parameters, limits)
         self.last_call = clock.seconds()
         self._clock = clock
         self._calls: dict[int, Deferred[Answered]] = {}
@@ -63,7 +65,7 @@ class Upload:
         self._events: list[object] = []
         self._handling = False
         self._abandoned: Deferred[None] | None = None
-        self._spool = spool.file(name, self._stored, lambda reason: self.tell(session.StoreFailed(reason)))
+        self._spool = spool.file(name, self._stored, lambda reason: self.tell(events.StoreFailed(reason)))
         self._pipeline = Pipeline(parameters, self._spool, self._blocks_changed, self._pipeline_failed)
         policy = AllocationPolicy(parameters.k, parameters.n, parameters.max_segment_size, settings.first_bound)
         self._pusher = SharePusher(parameters, self._pipeline, grid, policy, clock, settings.server_wait,
@@ -86,7 +88,7 @@ class Upload:
         fields: dict[str, int | str | bytes] = {
             "state": s.state.value, "received": s.received, "durable": s.durable, "credit": s.credit,
             "pushed": s.pushed, "paused": int(s.paused),
-            "storage-index-needed": int(s.storage_index is None and s.state is session.State.OPEN),
+            "storage-index-needed": int(s.storage_index is None and s.state is State.OPEN),
         }
         if s.parameters.size is not None:
             fields["size"] = s.parameters.size
@@ -109,7 +111,7 @@ class Upload:
         finally:
             self._handling = False
 
-    def _log_transition(self, before: session.State) -> None:
+    def _log_transition(self, before: State) -> None:
         s = self.session
         code = s.error.code if s.error is not None else "ok"
         self.log.info("upload {upload}: {before} -> {after} ({code}), {received} bytes received, {durable} durable",
@@ -118,31 +120,31 @@ class Upload:
 
     # -- commands ----------------------------------------------------------------------------------------
 
-    def _carry_out(self, command: session.Command) -> None:
+    def _carry_out(self, command: events.Command) -> None:
         match command:
-            case session.Reply(call, fields):
+            case events.Reply(call, fields):
                 self._calls.pop(call).callback(Answered(fields, self._shares_of(fields)))
-            case session.Refuse(call, error):
+            case events.Refuse(call, error):
                 self._calls.pop(call).errback(error)
-            case session.Store(data):
+            case events.Store(data):
                 self._spool.append(data)
-            case session.Compare(call, offset, data):
+            case events.Compare(call, offset, data):
                 self._compare(call, offset, data)
-            case session.BeginPlacing(storage_index):
+            case events.BeginPlacing(storage_index):
                 self._pusher.begin(storage_index)
-            case session.Complete(size):
+            case events.Complete(size):
                 self._pipeline.complete(size)
-            case session.SealShares():
+            case events.SealShares():
                 self._pusher.seal()
-            case session.RecordPublishing():
-                self.tell(session.PublishRecorded())
-            case session.PublishShares():
+            case events.RecordPublishing():
+                self.tell(events.PublishRecorded())
+            case events.PublishShares():
                 self._pusher.publish()
-            case session.AbandonShares():
+            case events.AbandonShares():
                 self._pipeline.stop()
                 self._abandoned = self._pusher.abandon()
-                self._abandoned.addCallback(lambda _ignored: self.tell(session.Abandoned()))
-            case session.DropSpool():
+                self._abandoned.addCallback(lambda _ignored: self.tell(events.Abandoned()))
+            case events.DropSpool():
                 self._spool.drop()
 
     def _shares_of(self, fields: Mapping[str, object]) -> list[ShareStatus]:
@@ -150,27 +152,27 @@ class Upload:
 
     def _compare(self, call: int, offset: int, data: bytes) -> None:
         d = self._spool.in_thread(lambda: self._spool.read(offset, len(data)) == data)
-        d.addCallback(lambda same: self.tell(session.Compared(call, same)))
+        d.addCallback(lambda same: self.tell(events.Compared(call, same)))
         d.addErrback(self._pipeline_failed)
 
     # -- what happens ------------------------------------------------------------------------------------
 
     def _stored(self, durable: int) -> None:
-        self.tell(session.Stored(durable))
+        self.tell(events.Stored(durable))
         self._pipeline.set_durable(durable)
         self._pusher.set_durable(durable)
 
     def _blocks_changed(self) -> None:
         completion = self._pipeline.completion
-        if completion is not None and self.session.state is session.State.COMPLETING and self.session.ueb is None:
-            self.tell(session.Completed(completion.hashes, completion.ueb))
-            if self.session.state is session.State.OPEN:
+        if completion is not None and self.session.state is State.COMPLETING and self.session.ueb is None:
+            self.tell(events.Completed(completion.hashes, completion.ueb))
+            if self.session.state is State.OPEN:
                 self._pipeline.reopen()
         self._pusher.blocks_changed()
 
     def _pipeline_failed(self, failure: Failure) -> None:
         self.log.failure("upload {upload} failed", failure, upload=self.short)
-        self.tell(session.Failed(errors.fault_of(failure.value)))
+        self.tell(events.Failed(errors.fault_of(failure.value)))
 
     def _settled(self) -> None:
         self._pipeline.stop()
@@ -178,7 +180,7 @@ class Upload:
 
     def stop(self) -> Deferred[None]:
         """The helper stops: end the upload and let go of its shares."""
-        self.tell(session.Failed(errors.HelperStopping()))
+        self.tell(events.Failed(errors.HelperStopping()))
         self._pusher.stop()
         return self._abandoned if self._abandoned is not None else succeed(None)
 
@@ -246,7 +248,7 @@ class Uploads:
     async def put_ciphertext(self, upload_id: bytes, offset: int, data: bytes) -> Answered:
         upload = self._find(upload_id)
         before = upload.session.received
-        d = upload.call(lambda call: session.PutReceived(call, offset, data))
+        d = upload.call(lambda call: events.PutReceived(call, offset, data))
         self.counters["bytes_received"] += upload.session.received - before
         return await d
 
@@ -260,21 +262,21 @@ class Uploads:
     async def assign(self, upload_id: bytes, storage_index: bytes) -> Answered:
         upload = self._find(upload_id)
         self._claim(storage_index, upload)
-        return await upload.call(lambda call: session.AssignReceived(call, storage_index))
+        return await upload.call(lambda call: events.AssignReceived(call, storage_index))
 
     async def finish(self, upload_id: bytes, size: int, storage_index: bytes, crypttext_hash: bytes,
                      crypttext_root_hash: bytes) -> Answered:
         upload = self._find(upload_id)
         self._claim(storage_index, upload)
-        finished = upload.session.state is session.State.FINISHED
-        answer = await upload.call(lambda call: session.FinishReceived(
+        finished = upload.session.state is State.FINISHED
+        answer = await upload.call(lambda call: events.FinishReceived(
             call, size, storage_index, crypttext_hash, crypttext_root_hash))
-        if not finished and upload.session.state is session.State.FINISHED:
+        if not finished and upload.session.state is State.FINISHED:
             self.counters["finished"] += 1
         return answer
 
     async def abort(self, upload_id: bytes) -> Answered:
-        return await self._find(upload_id).call(session.AbortReceived)
+        return await self._find(upload_id).call(events.AbortReceived)
 
     # -- finding and forgetting ----------------------------------------------------------------------------
 
@@ -301,7 +303,7 @@ class Uploads:
         now, settings = self._clock.seconds(), self._settings
         for upload in list(self._by_name.values()):
             idle = int(now - upload.last_call)
-            upload.tell(session.IdleFor(idle, settings.idle_expiry, settings.empty_expiry))
+            upload.tell(events.IdleFor(idle, settings.idle_expiry, settings.empty_expiry))
             if _over(upload) and idle > settings.result_retention:
                 del self._by_name[upload.name]
         over = [u.name for u in self._by_name.values() if _over(u)]
@@ -312,4 +314,4 @@ class Uploads:
 
 def _over(upload: Upload) -> bool:
     """Whether the upload has come to its end, good or bad."""
-    return upload.session.state is session.State.FINISHED or upload.session.state in session.ENDED
+    return upload.session.state is State.FINISHED or upload.session.state in ENDED

@@ -1,0 +1,198 @@
+"""What a session is told (events) and what it decides (commands): protocol.txt §6.  (pure)
+
+session.py turns the one into the other; uploads.py brings the events and carries out the commands.
+A `call` is a number that the driver gave to a call of the client, to be answered once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+from helper import errors
+from helper.ciphertext import CiphertextHashes
+
+# -- events ---------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class PutReceived:
+    call: int
+    offset: int
+    data: bytes
+
+
+@attrs.frozen
+class Stored:
+    """Everything below `durable` is durable in the spool."""
+
+    durable: int
+
+
+@attrs.frozen
+class StoreFailed:
+    """The spool could not make bytes durable; nothing more can be stored."""
+
+    reason: str
+
+
+@attrs.frozen
+class Compared:
+    """Answer to Compare: whether the bytes were those held."""
+
+    call: int
+    same: bool
+
+
+@attrs.frozen
+class PushedTo:
+    """The share that completes the answer rule has come to `position` (bytes of ciphertext)."""
+
+    position: int
+
+
+@attrs.frozen
+class AssignReceived:
+    call: int
+    storage_index: bytes
+
+
+@attrs.frozen
+class FinishReceived:
+    call: int
+    size: int
+    storage_index: bytes
+    crypttext_hash: bytes
+    crypttext_root_hash: bytes
+
+
+@attrs.frozen
+class Completed:
+    """Answer to Complete: the hashes of all ciphertext held, and the URI extension block it will have."""
+
+    hashes: CiphertextHashes
+    ueb: bytes
+
+
+@attrs.frozen
+class SharesReady:
+    """Shares that meet the answer rule are complete and acknowledged by their servers."""
+
+
+@attrs.frozen
+class PublishRecorded:
+    """Answer to RecordPublishing."""
+
+
+@attrs.frozen
+class AnswerRuleMet:
+    """Closed shares meet the answer rule, and no share has closed for a moment (or all have)."""
+
+
+@attrs.frozen
+class TooFewServers:
+    """Shares can be placed on no more than `have` servers (or share numbers) of `need`."""
+
+    have: int
+    need: int
+
+
+@attrs.frozen
+class AbortReceived:
+    call: int
+
+
+@attrs.frozen
+class Abandoned:
+    """Answer to AbandonShares: every server that answers has let its shares go."""
+
+
+@attrs.frozen
+class IdleFor:
+    """No call has come for so many seconds."""
+
+    seconds: int
+    limit: int
+    limit_if_empty: int
+
+
+@attrs.frozen
+class Failed:
+    """Something in the helper broke in a way that this upload cannot survive."""
+
+    error: errors.StreamingError
+
+
+# -- commands -------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Reply:
+    call: int
+    fields: Mapping[str, int | str | bytes]
+
+
+@attrs.frozen
+class Refuse:
+    call: int
+    error: errors.StreamingError
+
+
+@attrs.frozen
+class Store:
+    """Append `data` to the spool; Stored tells when it is durable."""
+
+    data: bytes
+
+
+@attrs.frozen
+class Compare:
+    """Compare `data` with the durable bytes at `offset`; Compared tells."""
+
+    call: int
+    offset: int
+    data: bytes
+
+
+@attrs.frozen
+class BeginPlacing:
+    """Contact storage servers and push what is durable to them."""
+
+    storage_index: bytes
+
+
+@attrs.frozen
+class Complete:
+    """Hash and encode the last segment of a file of `size` bytes; Completed tells."""
+
+    size: int
+
+
+@attrs.frozen
+class SealShares:
+    """Complete every share: trailer and header; SharesReady tells when enough are."""
+
+
+@attrs.frozen
+class RecordPublishing:
+    """Make the decision to publish durable; PublishRecorded tells."""
+
+
+@attrs.frozen
+class PublishShares:
+    """Close shares that are complete, now and as they become so; AnswerRuleMet tells."""
+
+
+@attrs.frozen
+class AbandonShares:
+    """Let go of every share on every server; Abandoned tells."""
+
+
+@attrs.frozen
+class DropSpool:
+    """Remove the spooled ciphertext."""
+
+
+Command = (Reply | Refuse | Store | Compare | BeginPlacing | Complete | SealShares | RecordPublishing
+           | PublishShares | AbandonShares | DropSpool)

@@ -1,0 +1,68 @@
+"""A share on its way, and its cursor on the spool."""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+
+import attrs
+
+from helper.sinks import ExistingShare, ShareSink, StorageServer
+
+
+class ShareState(enum.Enum):
+    """Where a share is; the values are seen in `status`."""
+
+    UNPLACED = "unplaced"
+    ALLOCATING = "allocating"
+    PUSHING = "pushing"
+    READY = "ready"
+    PUBLISHING = "publishing"
+    CLOSED = "closed"
+    LOST = "lost"
+
+
+LIVE = frozenset(ShareState) - {ShareState.UNPLACED, ShareState.LOST}
+HOLDS_BLOCKS = frozenset({ShareState.PUSHING, ShareState.READY, ShareState.PUBLISHING, ShareState.CLOSED})
+
+
+@attrs.define(eq=False)
+class Share:
+    """One share and its cursor."""
+
+    shnum: int
+    state: ShareState = ShareState.UNPLACED
+    server: StorageServer | None = None
+    sink: ShareSink | None = None
+    existing: ExistingShare | None = None
+    file_bound: int = 0  # the largest file whose share fits in what was allocated
+    next_segment: int = 0  # the first one not yet handed to the sink
+    segments_held: int = 0  # acknowledged by the server, without gaps
+    in_flight: int = 0  # bytes
+    unacknowledged: deque[tuple[int, int]] = attrs.field(factory=deque)  # (bytes, segments held once acknowledged)
+    ended: bool = False  # trailer and header are handed to the sink
+    reading: bool = False  # a block is on its way from the spool
+    sealing: bool = False
+    #: Grows with every new home; answers to an older one are ignored.
+    generation: int = 0
+    tried: set[bytes] = attrs.field(factory=set)  # servers that this share was lost on
+
+    def leave(self, state: ShareState) -> ShareSink | None:
+        """Forget the present home; returns its sink."""
+        sink, self.sink, self.existing = self.sink, None, None
+        self.state = state
+        self.generation += 1
+        self.next_segment = self.segments_held = self.in_flight = 0
+        self.unacknowledged.clear()
+        self.ended = self.reading = self.sealing = False
+        return sink
+
+
+@attrs.frozen
+class ShareStatus:
+    """What `status` shows of a share; `position` in bytes of ciphertext."""
+
+    shnum: int
+    server: str
+    state: str
+    position: int
