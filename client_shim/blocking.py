@@ -6,9 +6,9 @@ import io
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from twisted.internet import reactor
+from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import blockingCallFromThread
 from twisted.python.threadable import isInIOThread
@@ -19,6 +19,7 @@ from client_shim.node_config import read_node_config
 from client_shim.upload import StreamingUpload
 
 T = TypeVar("T")
+reactor: Any = _reactor  # it has more interfaces than its declared type
 _starting = threading.Lock()
 
 
@@ -114,5 +115,5 @@ def _in_reactor(call: Callable[[], Awaitable[T]]) -> T:
     async def run() -> T:
         return await call()
 
-    result: T = blockingCallFromThread(reactor, lambda: Deferred.fromCoroutine(run()))
+    result: T = blockingCallFromThread(reactor, lambda: Deferred.fromCoroutine(run()))  # type: ignore[arg-type]
     return result

@@ -8,10 +8,10 @@ import signal
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import attrs
-from twisted.internet import reactor
+from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
@@ -19,12 +19,14 @@ from twisted.python.failure import Failure
 from client_shim.cipher import PlaintextDigests, convergent_key
 from client_shim.client import StreamingClient
 from client_shim.errors import SourceChanged, UploadError
-from client_shim.node_config import NodeConfig, read_node_config
+from client_shim.node_config import read_node_config
 from client_shim.readback import verify_segments
 from client_shim.report import Report
 from client_shim.sources import CommandSource, FileSource, Source, source_of
 from client_shim.upload import StreamingUpload
 from helper.segments import segment_size_for
+
+reactor: Any = _reactor  # it has more interfaces than its declared type
 
 #: `--verify` reads so many segments back, and the last one.
 VERIFIED_SEGMENTS = 3

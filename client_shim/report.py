@@ -76,7 +76,7 @@ class Report:
     def broken(self, failure: Failure) -> None:
         """A bug."""
         self._end_bar()
-        self._event("failed", code="internal-error", text=failure.type.__name__)
+        self._event("failed", code="internal-error", text=type(failure.value).__name__)
         self._line(f"internal error, please report it:\n{failure.getTraceback()}")
 
     def _line(self, text: str) -> None:

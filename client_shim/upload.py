@@ -300,4 +300,4 @@ async def _awaited(awaitable: Awaitable[HelperAnswer]) -> HelperAnswer:
 
 
 def _unexpected(failure: Failure) -> UploadError:
-    return HelperMisbehaved(f"its answer made {failure.type.__name__} here")
+    return HelperMisbehaved(f"its answer made {type(failure.value).__name__} here")

@@ -22,7 +22,7 @@ class StreamingError(Exception):
 
     def fields(self) -> dict[str, int | str]:
         """The typed fields of this error, by name."""
-        return {a.name: getattr(self, a.name) for a in attrs.fields(type(self))}
+        return {a.name: getattr(self, a.name) for a in getattr(type(self), "__attrs_attrs__", ())}
 
     def __str__(self) -> str:
         return f"{self.code}: {self.text()}"
@@ -266,7 +266,7 @@ class InternalError(HelperFault):
         return f"the helper failed ({self.kind}); its log says more"
 
 
-def fault_of(error: BaseException) -> StreamingError:
+def fault_of(error: BaseException | None) -> StreamingError:
     """The error to answer with when `error` ended an upload."""
     return error if isinstance(error, StreamingError) else InternalError(type(error).__name__)
 

@@ -31,11 +31,11 @@ class AnnouncingHelper(Helper):  # type: ignore[misc]
 
     def announce(self, furl: str, largest_message: int) -> None:
         """Tell clients that ask for our version of `furl`."""
-        self.VERSION = {**self.VERSION, VERSION_KEY: {
+        self.VERSION = {**Helper.VERSION, VERSION_KEY: {
             VERSION_FURL: furl.encode("ascii"), VERSION_LARGEST_MESSAGE: largest_message}}
 
 
-@implementer(RIStreamingHelper)
+@implementer(RIStreamingHelper)  # type: ignore[misc]
 class StreamingHelper(Referenceable):  # type: ignore[misc]
     """RIStreamingHelper over Uploads."""
 
@@ -73,9 +73,9 @@ class StreamingHelper(Referenceable):  # type: ignore[misc]
             return wire_answer(await awaitable)
         except StreamingError as error:
             if isinstance(error, HelperFault):
-                self.log.warning("answered {code}", code=error.code)
+                self.log.warn("answered {code}", code=error.code)
             return wire_refusal(error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (a bug: whatever it is must not travel as a failure)
             self.log.failure("a call failed")
             return wire_refusal(fault_of(error))
 

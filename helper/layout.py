@@ -59,7 +59,7 @@ class ShareLayout:
 
     @property
     def _tree_size(self) -> int:
-        return (2 * roundup_pow2(self.geometry.num_segments) - 1) * NODE_SIZE
+        return int(2 * roundup_pow2(self.geometry.num_segments) - 1) * NODE_SIZE
 
     @property
     def _ueb_offset(self) -> int:

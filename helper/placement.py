@@ -16,7 +16,7 @@ from helper.segments import Geometry, round_up
 
 GiB = 1024**3
 
-#: Growing bounds: each is this many times the one before (DESIGN §5).
+#: Growing bounds: each is this many times the one before (protocol.txt §8.4).
 BOUND_FACTOR = 8
 #: Of a server's free space, an allocation for an unknown size takes at most one part in so many.
 FREE_SPACE_PARTS = 8
@@ -28,7 +28,7 @@ def happiness(servers: Iterable[bytes]) -> int:
 
 
 def rule_met(placed: Mapping[int, bytes], k: int, happy: int) -> bool:
-    """Whether shares {share number: server ID} are enough: `happy` servers and k share numbers (DESIGN §4.4)."""
+    """Whether shares {share number: server ID} are enough: `happy` servers and k share numbers (protocol.txt §6.4)."""
     return len(placed) >= k and happiness(placed.values()) >= happy
 
 
@@ -67,7 +67,7 @@ class Allocation:
 
 @attrs.frozen
 class AllocationPolicy:
-    """How much to allocate for each share: DESIGN §5."""
+    """How much to allocate for each share: protocol.txt §8.4."""
 
     k: int
     n: int

@@ -202,7 +202,7 @@ class ShareHomes:
 
     def log_loss(self, server: StorageServer, failure: Failure) -> None:
         # only the kind of failure: its text may quote arguments
-        self.log.info("storage server {server} failed: {kind}", server=server.name, kind=failure.type.__name__)
+        self.log.info("storage server {server} failed: {kind}", server=server.name, kind=type(failure.value).__name__)
 
     # -- growing -----------------------------------------------------------------------------------------
 

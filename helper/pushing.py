@@ -353,7 +353,7 @@ class SharePusher:
             self._settled = True
             missing = [s.shnum for s in self._shares if s.state is ShareState.LOST]
             if missing:
-                self.log.warning("shares {missing} could not be placed; a repair will make them", missing=missing)
+                self.log.warn("shares {missing} could not be placed; a repair will make them", missing=missing)
             self.stop()
             self._on_settled()
 

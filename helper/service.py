@@ -11,14 +11,14 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 from allmydata import client as tahoe_client
 from allmydata.scripts.tahoe_run import get_pidfile, identify_node_type, on_stdin_close
 from allmydata.util.configutil import UnknownConfigError
 from allmydata.util.pid import InvalidPidFile, ProcessInTheWay, check_pid_process, cleanup_pidfile
 from twisted.application.service import MultiService, Service
-from twisted.internet import reactor
+from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -33,6 +33,8 @@ from helper.grid import TahoeGrid
 from helper.settings import Settings, SettingsError, read_settings
 from helper.spool import Spool, SpoolLocked
 from helper.uploads import Uploads
+
+reactor: Any = _reactor  # it has more interfaces than its declared type
 
 #: Threads that write, sync, read and encode. More than cores: most of the time they wait for disks.
 THREADS = 8
@@ -122,8 +124,8 @@ async def create_node(node_directory: str) -> MultiService:
     # Shares are streamed to storage servers over Foolscap: over HTTP a share's header cannot be written
     # last, and its size cannot be more than is written.
     config.config.set("client", "force_foolscap", "true")
-    node = await tahoe_client.create_client_from_config(config, _client_factory=StreamingClient)
-    return node  # type: ignore[no-any-return]
+    node: MultiService = await tahoe_client.create_client_from_config(config, _client_factory=StreamingClient)
+    return node
 
 
 class _NodeStarter(Service):
@@ -169,10 +171,10 @@ class _Plugin:
         return service
 
 
-class _Twistd(twistd.ServerOptions):  # type: ignore[misc]
+class _Twistd(twistd.ServerOptions):  # type: ignore[misc,name-defined]
     """twistd knows one application: our node."""
 
-    subCommands = [("TahoeStreamHelper", None, usage.Options, "node")]
+    subCommands: ClassVar[list[Any]] = [("TahoeStreamHelper", None, usage.Options, "node")]  # noqa: N815
 
 
 def run_helper(node_directory: Path, allow_stdin_close: bool, twistd_arguments: tuple[str, ...] = (),

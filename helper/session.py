@@ -327,19 +327,19 @@ class Session:
         self.ueb = event.ueb
         return [*self._begin_placing(), SealShares()]
 
-    def _shares_ready(self, event: SharesReady) -> list[Command]:
+    def _shares_ready(self, _event: SharesReady) -> list[Command]:
         if self.state is not State.COMPLETING:
             return []
         self._go(State.READY)
         return [RecordPublishing()]
 
-    def _publish_recorded(self, event: PublishRecorded) -> list[Command]:
+    def _publish_recorded(self, _event: PublishRecorded) -> list[Command]:
         if self.state is not State.READY:
             return []
         self._go(State.PUBLISHING)
         return [PublishShares()]
 
-    def _answer_rule_met(self, event: AnswerRuleMet) -> list[Command]:
+    def _answer_rule_met(self, _event: AnswerRuleMet) -> list[Command]:
         if self.state is not State.PUBLISHING:
             return []
         self._go(State.FINISHED)
@@ -372,7 +372,7 @@ class Session:
         self._abort_calls.append(event.call)
         return self._end(State.ABORTED, errors.Aborted())
 
-    def _was_abandoned(self, event: Abandoned) -> list[Command]:
+    def _was_abandoned(self, _event: Abandoned) -> list[Command]:
         self._abandoned = True
         calls, self._abort_calls = self._abort_calls, []
         return [Reply(call, {"state": self.state.value}) for call in calls]

@@ -40,7 +40,7 @@ class Settings:
     largest_message: int = LARGEST_MESSAGE
     #: Bytes that are durable before a storage server is contacted: small uploads that are given up cost none.
     contact_after: int = 64 * 1024
-    #: File size for which shares are first allocated when the size is unknown (DESIGN §5).
+    #: File size for which shares are first allocated when the size is unknown (protocol.txt §8.4).
     first_bound: int = 1 * GiB
     #: Uploads open at a time.
     uploads_max: int = 10_000

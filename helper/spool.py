@@ -258,7 +258,7 @@ def _fsync_directory(directory: Path) -> None:
         os.close(fd)
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException | None) -> str:
     """Why, without a path: file names are hashes of upload IDs."""
     if isinstance(error, OSError) and error.errno is not None:
         return f"{errno.errorcode.get(error.errno, error.errno)} ({os.strerror(error.errno)})"

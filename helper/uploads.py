@@ -166,7 +166,7 @@ class Upload:
         completion = self._pipeline.completion
         if completion is not None and self.session.state is State.COMPLETING and self.session.ueb is None:
             self.tell(events.Completed(completion.hashes, completion.ueb))
-            if self.session.state is State.OPEN:
+            if self.session.ueb is None:  # refused: the file may go on
                 self._pipeline.reopen()
         self._pusher.blocks_changed()
 

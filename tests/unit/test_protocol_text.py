@@ -1,0 +1,102 @@
+"""protocol.txt says what the code does: its example, its codes, its states, and the sections that are cited."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from allmydata.util import hashutil
+
+from client_shim.cipher import Encryptor
+from client_shim.verify import cap_of
+from helper.encoder import Encoder
+from helper.errors import BY_CODE
+from helper.parameters import Parameters
+from helper.session import TRANSITIONS, State
+from helper.spool import Spool
+from helper.uploads import hashed_name
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "protocol.txt").read_text(encoding="utf-8")
+
+KEY = bytes(range(16))
+PLAINTEXT = b"Streaming uploads for Tahoe-LAFS, wanted since 2008 (#320).\n"
+
+
+def section(number: int) -> str:
+    """The body of a section, from its heading to the next."""
+    match = re.search(rf"^§{number} +[A-Z].*?(?=^§{number + 1} +[A-Z]|\Z)", TEXT, re.M | re.S)
+    assert match is not None
+    return match.group(0)
+
+
+def example(label: str) -> str:
+    """A value of the worked example: the rest of its line and what is indented under it."""
+    match = re.search(rf"^    {label} +(\S+(?: \S+)*)((?:\n {{17}}\S+)*)$", section(12), re.M)
+    assert match is not None, label
+    return (match.group(1) + match.group(2)).replace("\n" + " " * 17, "")
+
+
+def test_worked_example() -> None:
+    ciphertext = Encryptor(KEY).encrypt(PLAINTEXT)
+    done = Encoder(2, 3, 1048576).complete(ciphertext)
+    ours = {
+        "plaintext": PLAINTEXT.decode().rstrip("\n"),
+        "ciphertext": ciphertext.hex(),
+        "name": hashed_name(bytes(range(32))),
+        "SI": hashutil.storage_index_hash(KEY).hex(),
+        "flat hash": done.hashes.crypttext_hash.hex(),
+        "root hash": done.hashes.crypttext_root_hash.hex(),
+        "UEB hash": hashutil.uri_extension_hash(done.ueb).hex(),
+        "header": done.layout.header().hex(),
+        "share size": str(done.layout.share_size),
+        "cap": cap_of(KEY, Parameters(2, 2, 3, 1048576), done.hashes, done.ueb).decode(),
+    }
+    assert {label: example(label) for label in ours} == ours
+    assert f"ueb of {len(done.ueb)} bytes" in section(12)
+
+
+def test_worked_example_of_a_spool_record(tmp_path: Path) -> None:
+    from twisted.internet.defer import maybeDeferred
+
+    spool = Spool(tmp_path / "spool", maybeDeferred)
+    spool.start()
+    spool.file("one", lambda _durable: None, pytest.fail).append(Encryptor(KEY).encrypt(PLAINTEXT))
+    assert (tmp_path / "spool" / "one").read_bytes()[:20].hex() == example("record")
+    spool.stop()
+
+
+def test_codes_are_those_of_the_code() -> None:
+    codes = [*re.findall(r"^    ([a-z]+(?:-[a-z]+)+)  ", section(5), re.M), "aborted", "expired"]
+    assert sorted(codes) == sorted({*codes} & {*BY_CODE}) == sorted(BY_CODE)
+
+
+def test_fields_of_codes() -> None:
+    for code, cls in BY_CODE.items():
+        line = re.search(rf"^    {code} +(.*)$", section(5), re.M)
+        assert line is not None, code
+        listed = set(re.findall(r"[a-z-]+", line.group(1).split("(")[0])) - {"none"}
+        fields = {a.name.replace("_", "-") for a in cls.__attrs_attrs__}  # type: ignore[attr-defined]
+        assert listed == fields, code
+
+
+def test_states_and_transitions() -> None:
+    listed = re.findall(r"^    ([a-z]+)   +\S", section(6).split("§6.2")[0], re.M)
+    assert listed == [state.value for state in State]
+    transitions = set()
+    for line in re.findall(r"^    ([a-z, ]+?) +-> (\w+)", section(6), re.M):
+        transitions |= {(State(source.strip()), State(line[1])) for source in line[0].split(",")}
+    assert transitions == {(a, b) for a, then in TRANSITIONS.items() for b in then}
+
+
+def test_cited_sections_exist() -> None:
+    headings = set(re.findall(r"^§(\d+(?:\.\d+)?) ", TEXT, re.M))
+    cited = {}
+    for path in [*ROOT.glob("helper/*.py"), *ROOT.glob("client_shim/*.py"), ROOT / "protocol.txt"]:
+        for number in re.findall(r"§(\d+(?:\.\d+)?)", re.sub(r"(DESIGN|RELIABILITY|STYLE) §[\d.]+", "",
+                                                            path.read_text(encoding="utf-8"))):
+            cited.setdefault(number, path.name)
+    missing = {number: where for number, where in cited.items() if number not in headings}
+    assert not missing
+    assert len(cited) > 10
