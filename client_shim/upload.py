@@ -165,7 +165,8 @@ class StreamingUpload:
             largest = min(link.largest_message, answer.number("largest-message"))
             self._window = SendWindow(max(1, answer.number("credit")), max(1, largest))
             if answer.number("storage-index-needed"):
-                await link.assign(self._upload_id, self._storage_index)
+                # Not awaited: it would cost a round trip, and ciphertext can follow at once.
+                self._in_background(link.assign(self._upload_id, self._storage_index), lambda _answer: None)
         except UploadError as e:
             await self._give_up(e)
 
@@ -198,7 +199,6 @@ class StreamingUpload:
         del self._unsent[:length]
         self._sent += length
         window.sent(length, self._clock.seconds())
-        d = Deferred.fromCoroutine(_awaited(self._link.put_ciphertext(self._upload_id, offset, data)))
 
         def acknowledged(answer: HelperAnswer) -> None:
             window.acknowledged(length, self._clock.seconds())
@@ -209,11 +209,16 @@ class StreamingUpload:
                 self._send_message(window, min(len(self._unsent), window.message_size))
             self._make_room()
 
+        self._in_background(self._link.put_ciphertext(self._upload_id, offset, data), acknowledged)
+
+    def _in_background(self, answer: Awaitable[HelperAnswer], then: Callable[[HelperAnswer], None]) -> None:
+        """Go on with `then` when the answer comes; if it does not, or is a refusal, the upload has failed."""
+
         def failed(failure: Failure) -> None:
             error = failure.value
             self._fail(error if isinstance(error, UploadError) else _unexpected(failure))
 
-        d.addCallback(acknowledged).addErrback(failed)
+        Deferred.fromCoroutine(_awaited(answer)).addCallback(then).addErrback(failed)
 
     async def _finish(self) -> bytes:
         if self._link is None:

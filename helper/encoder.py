@@ -70,6 +70,7 @@ class Encoder:
         """What ends the shares if the ciphertext ends with `tail` (empty, or shorter than a segment).
 
         Changes nothing here: if it turns out that the file does not end there, go on with `encode`.
+        Raises ValueError if `tail` is a full segment or more, which `encode` should have got.
         """
         hasher, block_trees, tail_blocks = self._ciphertext, self._block_trees, None
         if tail:
@@ -81,6 +82,8 @@ class Encoder:
                 tree.append(hashutil.block_hash(block))
         hashes = hasher.hashes()
         geometry = Geometry.for_file(self.k, self.n, self._max_segment_size, hashes.size)
+        if geometry.num_segments != self.segments + bool(tail):
+            raise ValueError(f"a tail of {len(tail)} bytes after {self.segments} segments of {geometry.segment_size}")
         share_tree = HashTree([tree.root() for tree in block_trees])
         ueb = make_ueb(geometry, hashes.crypttext_hash, hashes.crypttext_root_hash, share_tree[0])
         return Completion(ShareLayout(geometry), hashes, ueb, tail_blocks,

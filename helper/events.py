@@ -170,6 +170,11 @@ class Complete:
 
 
 @attrs.frozen
+class ForgetCompletion:
+    """The file goes on after all: Complete will come again."""
+
+
+@attrs.frozen
 class SealShares:
     """Complete every share: trailer and header; SharesReady tells when enough are."""
 
@@ -194,5 +199,5 @@ class DropSpool:
     """Remove the spooled ciphertext."""
 
 
-Command = (Reply | Refuse | Store | Compare | BeginPlacing | Complete | SealShares | RecordPublishing
-           | PublishShares | AbandonShares | DropSpool)
+Command = (Reply | Refuse | Store | Compare | BeginPlacing | Complete | ForgetCompletion | SealShares
+           | RecordPublishing | PublishShares | AbandonShares | DropSpool)

@@ -28,7 +28,7 @@ KEY_SIZE = 16  # bytes, AES-128
 LITERAL_MAX = 55
 
 #: Most shares zfec can make of one file.
-SHARES_MAX = 255
+SHARES_MAX = 256
 #: 8 MiB: one segment is held in memory on every reader and writer of the file.
 SEGMENT_SIZE_MAX = 8 * MiB
 #: Sizes and offsets on the wire; 2**53 keeps them exact in every language that may ever read them.

@@ -58,7 +58,8 @@ class Parameters:
             mine, theirs = getattr(self, field.name), getattr(other, field.name)
             if mine != theirs:
                 raise ParametersDiffer(
-                    field.name, UNKNOWN_SIZE if mine is None else mine, UNKNOWN_SIZE if theirs is None else theirs)
+                    field.name.replace("_", "-"), UNKNOWN_SIZE if mine is None else mine,
+                    UNKNOWN_SIZE if theirs is None else theirs)
 
 
 _BOUNDS = {

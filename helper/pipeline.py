@@ -65,6 +65,7 @@ class Pipeline:
     def complete(self, size: int) -> None:
         """Make the Completion of a file that ends at `size` bytes, all of them durable."""
         self._size = size
+        self._durable = max(self._durable, size)
         self._run()
 
     def reopen(self) -> None:

@@ -372,4 +372,5 @@ class SharePusher:
     def _broken(self, failure: Failure) -> None:
         """A bug or the spool: nothing a server did. The upload cannot go on."""
         if not self._stopped:
+            self.log.failure("pushing shares failed", failure)
             self._tell(Failed(fault_of(failure.value)))

@@ -29,6 +29,7 @@ from helper.events import (
     DropSpool,
     Failed,
     FinishReceived,
+    ForgetCompletion,
     IdleFor,
     PublishRecorded,
     PublishShares,
@@ -316,14 +317,14 @@ class Session:
         return [Complete(self._finish.size)]
 
     def _completed(self, event: Completed) -> list[Command]:
-        if self.state is not State.COMPLETING or self._finish is None:
-            return []  # ended meanwhile
+        if self.state is not State.COMPLETING or self._finish is None or self.ueb is not None:
+            return []  # ended meanwhile, or told twice
         for field in ("crypttext_hash", "crypttext_root_hash"):
             if getattr(event.hashes, field) != getattr(self._finish, field):
                 calls, self._finish_calls = self._finish_calls, []
                 self._finish, self.storage_index = None, self._si_before_finish
                 self._go(State.OPEN)
-                return [Refuse(call, errors.HashMismatch(field)) for call in calls]
+                return [ForgetCompletion(), *(Refuse(call, errors.HashMismatch(field)) for call in calls)]
         self.ueb = event.ueb
         return [*self._begin_placing(), SealShares()]
 

@@ -1,12 +1,13 @@
 """The helper's settings, and `streaming.cfg` in its node directory.
 
-Sizes and durations are spelt as Tahoe spells them (`1 MiB`, `7 days`). Settings that stock Tahoe does
-not know cannot stand in tahoe.cfg: a stock node refuses to start on an unknown key.
+Sizes and durations are spelt as Tahoe spells them (`1 MiB`, `7 days`; also `10 seconds`). Settings that
+stock Tahoe does not know cannot stand in tahoe.cfg: a stock node refuses to start on an unknown key.
 """
 
 from __future__ import annotations
 
 import configparser
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,22 @@ class Settings:
 
 
 def _size(text: str) -> int:
-    value = parse_abbreviated_size(text)
+    """Tahoe wants no space between number and unit."""
+    value = parse_abbreviated_size(re.sub(r"(?<=[0-9]) +(?=[A-Za-z])", "", text))
     if value is None:
         raise ValueError("empty")
     return int(value)
+
+
+_SECONDS = {"second": 1, "minute": 60, "hour": 3600}
+
+
+def _duration(text: str) -> int:
+    """Tahoe knows days, months and years only."""
+    match = re.fullmatch(r"([0-9]+) *([a-z]+?)s?", text)
+    if match is not None and match[2] in _SECONDS:
+        return int(match[1]) * _SECONDS[match[2]]
+    return int(parse_duration(text))
 
 
 def _count(text: str) -> int:
@@ -87,11 +100,11 @@ _KEYS = {
     "contact-after": _Key("contact_after", _size, _SIZE),
     "first-bound": _Key("first_bound", _size, _SIZE),
     "uploads-max": _Key("uploads_max", _count, "a number"),
-    "idle-expiry": _Key("idle_expiry", parse_duration, _DURATION),
-    "empty-expiry": _Key("empty_expiry", parse_duration, _DURATION),
-    "sweep-interval": _Key("sweep_interval", parse_duration, _DURATION),
-    "result-retention": _Key("result_retention", parse_duration, _DURATION),
-    "server-wait": _Key("server_wait", parse_duration, "a duration such as 10 seconds", least=0),
+    "idle-expiry": _Key("idle_expiry", _duration, _DURATION),
+    "empty-expiry": _Key("empty_expiry", _duration, _DURATION),
+    "sweep-interval": _Key("sweep_interval", _duration, _DURATION),
+    "result-retention": _Key("result_retention", _duration, _DURATION),
+    "server-wait": _Key("server_wait", _duration, "a duration such as 10 seconds", least=0),
 }
 
 
@@ -101,13 +114,14 @@ def read_settings(node_directory: Path) -> Settings:
     Raises SettingsError for an unknown section or key and for a value that cannot be used.
     """
     path = node_directory / FILE_NAME
-    parser = configparser.ConfigParser(interpolation=None)
+    # no default section: keys in [DEFAULT] would be taken, or ignored, without a word
+    parser = configparser.ConfigParser(interpolation=None, default_section="")
     try:
         with path.open(encoding="utf-8-sig") as f:
             parser.read_file(f)
     except FileNotFoundError:
         return Settings()
-    except (configparser.Error, UnicodeDecodeError) as e:
+    except (OSError, configparser.Error, UnicodeDecodeError) as e:
         raise SettingsError(f"{path}: cannot be read: {e}") from e
     for section in parser.sections():
         if section != SECTION:

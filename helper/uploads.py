@@ -134,6 +134,8 @@ class Upload:
                 self._pusher.begin(storage_index)
             case events.Complete(size):
                 self._pipeline.complete(size)
+            case events.ForgetCompletion():
+                self._pipeline.reopen()
             case events.SealShares():
                 self._pusher.seal()
             case events.RecordPublishing():
@@ -158,16 +160,14 @@ class Upload:
     # -- what happens ------------------------------------------------------------------------------------
 
     def _stored(self, durable: int) -> None:
-        self.tell(events.Stored(durable))
         self._pipeline.set_durable(durable)
         self._pusher.set_durable(durable)
+        self.tell(events.Stored(durable))
 
     def _blocks_changed(self) -> None:
         completion = self._pipeline.completion
         if completion is not None and self.session.state is State.COMPLETING and self.session.ueb is None:
             self.tell(events.Completed(completion.hashes, completion.ueb))
-            if self.session.ueb is None:  # refused: the file may go on
-                self._pipeline.reopen()
         self._pusher.blocks_changed()
 
     def _pipeline_failed(self, failure: Failure) -> None:
