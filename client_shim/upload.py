@@ -289,7 +289,8 @@ class _Held:
     async def __aenter__(self) -> None:
         await self.upload._lock.acquire()
         try:
-            self.upload._check()
+            if self.upload._error is not None:
+                await self.upload._give_up(self.upload._error)
             if self.upload._over:
                 raise UploadClosed()
         except UploadError:

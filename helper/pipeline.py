@@ -80,9 +80,11 @@ class Pipeline:
         self._run()
 
     def stop(self) -> None:
-        """Encode nothing more and forget all blocks."""
+        """Encode nothing more and forget everything: an upload is remembered long after it has ended."""
         self._stopped = True
         self._recent.clear()
+        self.completion = None
+        self._encoder = Encoder(self._parameters.k, self._parameters.n, self._parameters.max_segment_size)
 
     @property
     def segments(self) -> int:

@@ -109,6 +109,8 @@ class ShareHomes:
         allocation = await self._allocation(server, len(generations))
         if allocation.file_bound < self.durable:
             raise ServerRefused("has no room for the file as it is now")
+        if self.stopped:
+            return
         granted = await server.allocate(
             self.storage_index, [share.shnum for share, _generation in generations], allocation)
         unwanted = [self._take(share, generation, granted, allocation) for share, generation in generations]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
 from allmydata import client as tahoe_client
+from allmydata.interfaces import IStatsProducer
 from allmydata.scripts.tahoe_run import get_pidfile, identify_node_type, on_stdin_close
 from allmydata.util.configutil import UnknownConfigError
 from allmydata.util.pid import InvalidPidFile, ProcessInTheWay, check_pid_process, cleanup_pidfile
@@ -27,6 +28,7 @@ from twisted.python.failure import Failure
 from twisted.python.filepath import FilePath
 from twisted.python.threadpool import ThreadPool
 from twisted.scripts import twistd
+from zope.interface import implementer
 
 from helper.foolscap_edge import AnnouncingHelper, StreamingHelper
 from helper.grid import TahoeGrid
@@ -47,6 +49,7 @@ class ConfigurationError(Exception):
     """The node cannot run as it is configured; the text is for its operator."""
 
 
+@implementer(IStatsProducer)
 class StreamingHelperService(Service):
     """The spool, the uploads and their threads, from the node's start to its end."""
 
@@ -68,6 +71,10 @@ class StreamingHelperService(Service):
         self._threads.start()
         self.uploads.start()
         super().startService()
+
+    def get_stats(self) -> dict[str, int]:
+        """What the node's /statistics page shows of us."""
+        return self.uploads.get_stats()
 
     async def _stop(self) -> None:
         await self.uploads.stop()
@@ -98,6 +105,7 @@ class StreamingClient(tahoe_client._Client):  # type: ignore[misc]
         service = StreamingHelperService(
             settings, directory, lambda: TahoeGrid(self.storage_broker, self._secret_holder, reactor))
         service.setServiceParent(self)
+        self.stats_provider.register_producer(service)
         furl = self.tub.registerReference(
             StreamingHelper(service.uploads), furlFile=self._furl_file("streaming-helper.furl"))
         self.helper.announce(furl, settings.largest_message)

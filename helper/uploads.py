@@ -198,12 +198,14 @@ class Uploads:
         self._by_name: OrderedDict[str, Upload] = OrderedDict()
         self._by_index: dict[bytes, Upload] = {}
         self._stopping = False
+        self._started = clock.seconds()
         self._sweeper = LoopingCall(self._sweep)
         self._sweeper.clock = clock
         self.counters = {"opened": 0, "finished": 0, "bytes_received": 0}
 
     def start(self) -> None:
-        """Begin to look for uploads that have expired."""
+        """The node starts. Begin to look for uploads that have expired."""
+        self._started = self._clock.seconds()
         self._sweeper.start(self._settings.sweep_interval, now=False)
 
     def stop(self) -> Deferred[Any]:
@@ -213,6 +215,11 @@ class Uploads:
             self._sweeper.stop()
         return DeferredList([upload.stop() for upload in self._by_name.values()])
 
+    def get_stats(self) -> dict[str, int]:
+        """For the node's statistics (allmydata.interfaces.IStatsProducer)."""
+        live = sum(1 for upload in self._by_name.values() if not _over(upload))
+        return {f"streaming_helper.{name}": value for name, value in {**self.counters, "open": live}.items()}
+
     # -- protocol.txt §4 ---------------------------------------------------------------------------------
 
     async def open(self, upload_id: bytes, wire: Mapping[bytes, int]) -> Answered:
@@ -220,7 +227,9 @@ class Uploads:
         parameters = Parameters.from_wire(wire)
         upload = self._by_name.get(name)
         if upload is None:
-            have = await self._grid.when_connected(parameters.happy, self._settings.server_wait)
+            # A node that has just started may not have met its servers yet.
+            wait = max(0.0, self._started + self._settings.server_wait - self._clock.seconds())
+            have = await self._grid.when_connected(parameters.happy, wait)
             upload = self._by_name.get(name)  # another `open` of the same ID may have come meanwhile
             if upload is None:
                 upload = self._new(name, parameters, have)
@@ -294,7 +303,8 @@ class Uploads:
     def _claim(self, storage_index: bytes, upload: Upload) -> None:
         """Two uploads of one storage index would fight over the same places on the servers."""
         other = self._by_index.get(storage_index)
-        if other is not None and other is not upload and not _over(other):
+        if (other is not None and other is not upload and not _over(other)
+                and other.session.storage_index == storage_index):  # else its call was refused
             raise errors.StorageIndexBusy()
         if upload.session.storage_index is None and not _over(upload):
             self._by_index[storage_index] = upload
