@@ -30,11 +30,19 @@ class StreamingClient:
         self._tub: Tub | None = None
 
     def upload(self, *, size: int | None = None, key: bytes | None = None, digests: PlaintextDigests | None = None,
-               on_progress: Callable[[Progress], None] = lambda _progress: None) -> StreamingUpload:
-        """A new upload of `size` bytes (None: as many as come). For `key` see StreamingUpload."""
+               on_progress: Callable[[Progress], None] = lambda _progress: None,
+               on_failed: Callable[[], None] = lambda: None) -> StreamingUpload:
+        """A new upload of `size` bytes (None: as many as come). The rest as for StreamingUpload."""
         parameters = attrs.evolve(self.config.parameters, size=size)
-        return StreamingUpload(self._connect, parameters, reactor, key=key, digests=digests,
-                               on_progress=on_progress)
+
+        async def connect_upload() -> HelperLink:
+            link = await self._connect()
+            link.on_lost(upload.helper_lost)
+            return link
+
+        upload = StreamingUpload(connect_upload, parameters, reactor, key=key, digests=digests,
+                                 on_progress=on_progress, on_failed=on_failed)
+        return upload
 
     async def _connect(self) -> HelperLink:
         furl = self.config.helper_furl

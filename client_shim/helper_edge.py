@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -78,6 +78,10 @@ class HelperLink:
     def __init__(self, rref: Any, largest_message: int) -> None:
         self._rref = rref
         self.largest_message = largest_message
+
+    def on_lost(self, callback: Callable[[], None]) -> None:
+        """Be told once when the connection is gone."""
+        self._rref.notifyOnDisconnect(callback)
 
     async def open(self, upload_id: bytes, parameters: Mapping[bytes, int]) -> HelperAnswer:
         return await self._call("open", upload_id, dict(parameters))

@@ -42,8 +42,9 @@ class NodeConfig:
         text = self._read(Path("private") / "convergence")
         try:
             return bytes(base32.a2b(text.strip().encode("ascii")))
-        except (ValueError, AssertionError) as e:
-            raise BadNodeDirectory(str(self.directory), "private/convergence is not base32") from e
+        except (ValueError, AssertionError):
+            # not `from`: the text of these quotes the secret
+            raise BadNodeDirectory(str(self.directory), "private/convergence is not base32") from None
 
     def node_url(self) -> str:
         """Where the running node's web API is, with a slash at the end. Raises BadNodeDirectory."""

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from client_shim.cipher import PlaintextDigests, convergent_key
 from client_shim.client import StreamingClient
-from client_shim.errors import SourceChanged, UploadError
+from client_shim.errors import SourceChanged, UploadClosed, UploadError
 from client_shim.node_config import read_node_config
 from client_shim.readback import verify_segments
 from client_shim.report import Report
@@ -87,14 +87,27 @@ class Put:
         digests = self._verify_digests(size) if self._options.verify else None
         upload = self._begin(size, None, digests)
         await upload.open()
-        while data := await source.read():
+        while data := await self._read(source, upload):
             await upload.write(data)
         return await self._complete(upload, digests)
 
+    async def _read(self, source: Source, upload: StreamingUpload) -> bytes:
+        try:
+            return await source.read()
+        except UploadClosed:
+            await upload.write(b"")  # raises why the upload has ended, if it was not told to
+            raise
+
     def _begin(self, size: int | None, key: bytes | None, digests: PlaintextDigests | None) -> StreamingUpload:
         self._report.start(size)
-        self._upload = self._client.upload(size=size, key=key, digests=digests, on_progress=self._report.progress)
+        self._upload = self._client.upload(size=size, key=key, digests=digests, on_progress=self._report.progress,
+                                           on_failed=self._stop_reading)
         return self._upload
+
+    def _stop_reading(self) -> None:
+        """The upload has failed, perhaps while we wait for input that may never come."""
+        if self._source is not None:
+            self._source.close()
 
     async def _complete(self, upload: StreamingUpload, digests: PlaintextDigests | None) -> bytes:
         self._report.last_byte(upload.progress)
@@ -179,19 +192,18 @@ def run_put(options: PutOptions, report: Report, print_cap: Callable[[str], None
             put = Put(options, report)
             _on_signals(put, signals)
             cap = await put.run()
+            print_cap(cap.decode("ascii"))
+            status = 0
         except (UploadError, OSError) as e:
             if signals:
                 report.interrupted(signals[0])
             else:
                 report.failed(e)
-        else:
-            print_cap(cap.decode("ascii"))
-            status = 0
 
     def ended(failure: Failure | None) -> None:
+        reactor.stop()
         if failure is not None:
             report.broken(failure)
-        reactor.stop()
 
     reactor.callWhenRunning(lambda: Deferred.fromCoroutine(run()).addBoth(ended))
     reactor.run(installSignalHandlers=False)

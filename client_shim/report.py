@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import time
@@ -65,7 +66,7 @@ class Report:
             self._line(str(error))
         else:
             self._event("failed", code="os-error", text=str(error))
-            self._line(f"cannot read: {error}")
+            self._line(f"reading the file or writing the cap failed: {error}")
 
     def interrupted(self, number: int) -> None:
         """A signal ended the upload, which was aborted."""
@@ -81,11 +82,18 @@ class Report:
 
     def _line(self, text: str) -> None:
         if not self._json:
-            print(f"tahoe-stream: {text}", file=self._stream, flush=True)
+            self._print(f"tahoe-stream: {text}")
 
     def _event(self, event: str, **fields: object) -> None:
         if self._json:
-            print(json.dumps({"event": event, **fields}), file=self._stream, flush=True)
+            self._print(json.dumps({"event": event, **fields}))
+
+    def _print(self, text: str) -> None:
+        """Nobody may be reading any more; the upload goes on all the same."""
+        try:
+            print(text, file=self._stream, flush=True)
+        except OSError:
+            self._json, self._stream = False, io.StringIO()
 
     def _end_bar(self) -> None:
         if self._bar is not None:

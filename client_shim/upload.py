@@ -15,7 +15,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from client_shim.cipher import Encryptor, PlaintextDigests
-from client_shim.errors import DeclaredSize, HelperMisbehaved, UploadClosed, UploadError, Waiting
+from client_shim.errors import DeclaredSize, HelperLost, HelperMisbehaved, UploadClosed, UploadError, Waiting
 from client_shim.helper_edge import HelperAnswer
 from client_shim.verify import cap_of
 from client_shim.window import SendWindow
@@ -59,12 +59,14 @@ class StreamingUpload:
 
     `connect` gives the link to the helper; it is called when the file turns out to need one (more than 55
     bytes), and not before. `key` (16 bytes) is random unless given; never give one that encrypts anything
-    else. One call at a time: `write` and `close` wait for those before them.
+    else. One call at a time: `write` and `close` wait for those before them. `on_failed` is called when the
+    upload fails by itself, between calls too; the next call raises why.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[Link]], parameters: Parameters, clock: IReactorTime, *,
                  key: bytes | None = None, digests: PlaintextDigests | None = None,
-                 on_progress: Callable[[Progress], None] = lambda _progress: None) -> None:
+                 on_progress: Callable[[Progress], None] = lambda _progress: None,
+                 on_failed: Callable[[], None] = lambda: None) -> None:
         self._connect = connect
         self._parameters = parameters
         self._clock = clock
@@ -72,6 +74,7 @@ class StreamingUpload:
         self._upload_id = os.urandom(UPLOAD_ID_SIZE)
         self._digests = digests
         self._on_progress = on_progress
+        self._on_failed = on_failed
         self._lock = DeferredLock()
         self._encryptor = Encryptor(self._key)
         self._hasher = CiphertextHasher(parameters.k, parameters.max_segment_size, parameters.size)
@@ -217,6 +220,8 @@ class StreamingUpload:
         def failed(failure: Failure) -> None:
             error = failure.value
             self._fail(error if isinstance(error, UploadError) else _unexpected(failure))
+            if not self._over:
+                self._on_failed()
 
         Deferred.fromCoroutine(_awaited(answer)).addCallback(then).addErrback(failed)
 
@@ -260,6 +265,12 @@ class StreamingUpload:
     def _check(self) -> None:
         if self._error is not None:
             raise self._error
+
+    def helper_lost(self) -> None:
+        """The connection to the helper is gone."""
+        if not self._over:
+            self._fail(HelperLost())
+            self._on_failed()
 
     def _fail(self, error: UploadError) -> None:
         if self._error is None:

@@ -208,9 +208,9 @@ class SpoolFile:
 def _records(batch: list[bytes]) -> list[list[bytes]]:
     """The pieces of a batch, gathered into records."""
     records: list[list[bytes]] = []
-    filled = _RECORD_TARGET
+    filled = 0
     for piece in batch:
-        if filled + len(piece) > _RECORD_TARGET or len(records[-1]) >= _PIECES_PER_RECORD:
+        if not records or filled + len(piece) > _RECORD_TARGET or len(records[-1]) >= _PIECES_PER_RECORD:
             records.append([])
             filled = 0
         records[-1].append(piece)
