@@ -49,7 +49,8 @@ class ShareHomes:
         self.stopped = False
         self.must_complete = False  # publication has begun: never give up
         self._watched: dict[bytes, Callable[[], None]] = {}
-        self._growing: set[bytes] = set()
+        # Servers whose shares are moving to larger allocations: how many segments each share must hold again.
+        self._growing: dict[bytes, dict[Share, int]] = {}
         self._cannot_grow: set[bytes] = set()
         self._retry_call: IDelayedCall | None = None
         self.pending: set[Deferred[Any]] = set()  # requests whose answer may bring sinks to let go of
@@ -76,6 +77,9 @@ class ShareHomes:
         if self.stopped or self.storage_index is None:
             return
         servers = {s.server_id: s for s in self._grid.servers_for(self.storage_index)}
+        if len(servers) < self._parameters.happy:
+            self._tell(TooFewServers(len(servers), self._parameters.happy))
+            return
         by_server: dict[bytes, list[Share]] = {}
         for shnum, server_id in first_placement(self._parameters.n, list(servers)).items():
             by_server.setdefault(server_id, []).append(self._shares[shnum])
@@ -211,6 +215,8 @@ class ShareHomes:
     def grow_where_due(self) -> None:
         """Move shares whose allocation is becoming too small to a larger one, on few servers at a time."""
         size, growing_max = self.size, max(1, self._parameters.n - self._parameters.happy)
+        for server_id in [s for s in self._growing if self._caught_up(s)]:
+            del self._growing[server_id]
         by_server: dict[bytes, list[Share]] = {}
         for share in self._shares:
             if share.state is ShareState.PUSHING and share.sink is not None and share.server is not None:
@@ -228,11 +234,19 @@ class ShareHomes:
                     and len(self._growing) < growing_max):
                 self._grow(shares, bound)
 
+    def _caught_up(self, server_id: bytes) -> bool:
+        """Whether every share that moved there holds again what it held before, or has gone elsewhere."""
+        targets = self._growing[server_id]
+        return bool(targets) and all(
+            share.server is None or share.server.server_id != server_id
+            or share.state not in (ShareState.ALLOCATING, ShareState.PUSHING) or share.segments_held >= held
+            for share, held in targets.items())
+
     def _grow(self, shares: list[Share], bound: int) -> None:
         server = shares[0].server
         if server is None:
             raise ValueError("no server")
-        self._growing.add(server.server_id)
+        self._growing[server.server_id] = {}
         generations = [(share, share.generation) for share in shares]
 
         async def grow() -> None:
@@ -242,20 +256,22 @@ class ShareHomes:
                 self.log.info("storage server {server} has no room for {shares} larger shares",
                               server=server.name, shares=len(shares))
                 self._cannot_grow.add(server.server_id)
+                del self._growing[server.server_id]
             elif still and not self.stopped:
+                self._growing[server.server_id] = {share: share.segments_held for share in still}
                 await self._move(still)
+            else:
+                del self._growing[server.server_id]
 
         def failed(failure: Failure) -> None:
             self.log_loss(server, failure)
+            self._growing.pop(server.server_id, None)
             for share, generation in generations:
                 if share.generation == generation:
                     self.lose(share)
 
-        def done(_result: None) -> None:
-            self._growing.discard(server.server_id)
-            self._on_change()
-
-        Deferred.fromCoroutine(grow()).addErrback(failed).addCallback(done).addErrback(self._on_broken)
+        d = Deferred.fromCoroutine(grow()).addErrback(failed)
+        d.addCallback(lambda _result: self._on_change()).addErrback(self._on_broken)
 
     def _move(self, shares: list[Share]) -> Deferred[None]:
         """Give up the allocations of shares on one server and ask for new ones there; they start again.
