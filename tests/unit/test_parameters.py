@@ -120,7 +120,7 @@ def test_anything_else_is_bad_argument(wire: dict[bytes, int]) -> None:
     ("size", 5, "this upload was opened with size = 1000, now 5"),
     ("size", None, "this upload was opened with size = 1000, now unknown"),
 ])
-def test_repeated_with_something_else(field: str, value: int | None, expected: str) -> None:
+def test_repeated_with_something_else(field: str, value: Any, expected: str) -> None:
     opened = Parameters.from_wire(GOOD)
     with pytest.raises(ParametersDiffer) as caught:
         opened.check_same(attrs.evolve(opened, **{field: value}))

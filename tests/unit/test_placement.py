@@ -146,6 +146,7 @@ def test_a_share_fits_for_every_size_up_to_the_bound(
         policy: AllocationPolicy, received: int, free: int | None, shares: int, data: st.DataObject) -> None:
     allocation = policy.bounded(received, free, shares)
     bound = allocation.file_bound
+    assert bound <= policy.bounded(received, None, shares).file_bound
     if free is not None:
         assert allocation.share_size * shares <= free // FREE_SPACE_PARTS
     if not bound:
@@ -159,9 +160,12 @@ def test_a_share_fits_for_every_size_up_to_the_bound(
             assert real_share_size(policy, size) <= allocation.share_size
 
 
-@pytest.mark.parametrize(("k", "n", "segment"), [(1, 1, 100), (3, 10, 1000), (2, 3, 99), (7, 9, 1), (9, 10, 1007)])
-def test_a_share_fits_for_really_every_size(k: int, n: int, segment: int) -> None:
-    policy = AllocationPolicy(k, n, segment, 5000)
+@pytest.mark.parametrize(("k", "n", "segment", "first_bound"), [
+    (1, 1, 100, 5000), (3, 10, 1000, 5000), (2, 3, 99, 5000), (7, 9, 1, 5000), (9, 10, 1007, 5000),
+    (1, 1, 1000, 3001), (3, 10, 1002, 4009),  # a tail of few bytes, so short numbers, at the bound
+])
+def test_a_share_fits_for_really_every_size(k: int, n: int, segment: int, first_bound: int) -> None:
+    policy = AllocationPolicy(k, n, segment, first_bound)
     for free in (None, 8 * 4000, 8 * 1234, 8 * 2000 * 100):
         allocation = policy.bounded(0, free, 1)
         largest = max((real_share_size(policy, size) for size in range(1, allocation.file_bound + 1)), default=0)

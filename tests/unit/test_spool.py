@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
@@ -31,7 +31,6 @@ from twisted.python.failure import Failure
 from helper.errors import SpoolFailed
 from helper.spool import Spool, SpoolDamaged, SpoolFile, SpoolLocked
 
-FEWER = settings(max_examples=settings.default.max_examples // 2)
 MiB = 1024 * 1024
 NAME = "a" * 52
 RECORD = struct.Struct(">4sQLL")  # protocol.txt §8.1
@@ -509,7 +508,6 @@ def test_a_file_that_became_shorter(tmp_path: Path, upload: Upload, stepped: Ste
 # -- a disk that writes little, or nothing --------------------------------------------------------------
 
 
-@FEWER
 @given(pieces=st.lists(st.binary(max_size=300), min_size=1, max_size=20),
        lengths=st.lists(st.integers(1, 400), min_size=1, max_size=50))
 def test_short_writes(tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], lengths: list[int]) -> None:
@@ -891,7 +889,7 @@ def test_readers_never_see_anything_but_data(tmp_path: Path, threads: Threads) -
     assert upload.failed == []
     assert wrong == []
     assert len(reads) == 3  # none of them raised
-    assert sum(reads) > 100
+    assert sum(reads) > 20
     records = records_in(path_in(tmp_path).read_bytes())
     assert len(records) > 100
     assert b"".join(data for _offset, data in records) == DATA

@@ -7,6 +7,7 @@ message the moment it is complete.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterable
 
 import attrs
@@ -44,6 +45,7 @@ class Simulation:
     messages: list[tuple[int, int]] = attrs.field(factory=list)  # (length, window when it was sent)
     now: float = 0.0
     last_byte: float = 0.0  # when the program's last byte was sent off
+    bunched: float = 0.0  # the helper answers only so often (seconds), and then all at once: group commit
     _acknowledged: int = 0
     _unsent: int = 0
     _link_free: float = 0.0
@@ -83,6 +85,8 @@ class Simulation:
     def _answered(self, length: int) -> float:
         self._link_free = max(self._link_free, self.now) + length / self.rate
         time = self._link_free + self.rtt
+        if self.bunched:
+            time = math.ceil(time / self.bunched) * self.bunched
         for start, end in self._pauses:
             if start <= time < end:
                 time = end
@@ -170,6 +174,16 @@ def test_a_helper_that_pauses() -> None:
     assert max(m.in_flight for m in done.trace) <= WINDOW_MAX
     assert min(m.in_flight for m in done.trace if 19.0 <= m.time < done.last_byte - 0.5) >= 0.9 * MB
     assert done.now < 200 * MB / (10 * MB) + 10 + 3
+
+
+@pytest.mark.parametrize("bunched", [0.01, 0.1, 0.25])
+def test_answers_in_bunches(bunched: float) -> None:
+    """Several answers at one moment do not look like a fast link."""
+    slow = Simulation(SendWindow(PLENTY, MiB), 100 * KB, 0.1, bunched=bunched).run(all_at_once(4 * MiB))
+    assert max(m.in_flight for m in slow.trace) <= (1.1 + bunched) * 100 * KB
+    assert slow.now < 4 * MiB / (100 * KB) * 1.05 + 1
+    good = Simulation(SendWindow(PLENTY, MiB), 10 * MB, 0.1, bunched=bunched).run(all_at_once(100 * MB))
+    assert 100 * MB / good.now >= 0.85 * 10 * MB
 
 
 # -- programs that write little -------------------------------------------------------------------------
