@@ -21,6 +21,7 @@ from client_shim.errors import (
 )
 from helper.interfaces import (  # importing it also teaches Foolscap the schema of calls and answers
     LARGEST_MESSAGE_MAX,
+    LARGEST_MESSAGE_MIN,
     VERSION_FURL,
     VERSION_KEY,
     VERSION_LARGEST_MESSAGE,
@@ -125,7 +126,7 @@ async def connect(tub: Tub, helper_furl: str) -> HelperLink:
         same_tub = SturdyRef(furl).tubID == tub_id
     except (KeyError, TypeError, AttributeError, ValueError) as e:
         raise HelperMisbehaved("its version information is malformed") from e
-    if not same_tub or not isinstance(largest_message, int) or not 0 < largest_message <= LARGEST_MESSAGE_MAX:
+    if not same_tub or not isinstance(largest_message, int) or not LARGEST_MESSAGE_MIN <= largest_message <= LARGEST_MESSAGE_MAX:
         raise HelperMisbehaved("its version information is malformed")
     return HelperLink(await _reference(tub, furl), largest_message)
 

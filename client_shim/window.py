@@ -11,6 +11,8 @@ WINDOW_MIN = 64 * KiB
 WINDOW_MAX = 8 * MiB
 #: The window is what is acknowledged in so many seconds, so that close() costs about as long on any link.
 WINDOW_SECONDS = 1.0
+#: … but at least so many round trips long.
+ROUND_TRIPS_PER_WINDOW = 2
 #: A message is at most this part of the window.
 MESSAGES_PER_WINDOW = 4
 
@@ -18,8 +20,9 @@ MESSAGES_PER_WINDOW = 4
 class SendWindow:
     """Tells how much may be in flight, from how fast it is acknowledged. Times in seconds, from any clock.
 
-    The rate is measured over the last WINDOW_SECONDS during which something was in flight: a program that
-    writes slowly does not make the link look slow.
+    The rate is measured over the last so many seconds during which something was in flight: a program that
+    writes slowly does not make the link look slow. If the round trip is very long, a second's worth would never
+    fill the link, nor grow: then the window is two round trips long.
     """
 
     def __init__(self, credit: int, largest_message: int) -> None:
@@ -29,6 +32,8 @@ class SendWindow:
         self._busy_since: float | None = None
         self._acknowledged = 0
         self._samples: deque[tuple[float, int]] = deque([(0.0, 0)])  # (busy seconds, bytes acknowledged by then)
+        self._sent: deque[float] = deque()  # when the messages in flight were sent
+        self._round_trip = float("inf")  # the shortest seen
         self.size = min(WINDOW_MIN, self._most)
         self.in_flight = 0
 
@@ -46,19 +51,22 @@ class SendWindow:
         if self.in_flight == 0:
             self._busy_since = now
         self.in_flight += length
+        self._sent.append(now)
 
     def acknowledged(self, length: int, now: float) -> None:
         """A message of `length` bytes was acknowledged."""
         if self._busy_since is not None:
             self._busy += max(0.0, now - self._busy_since)
         self.in_flight -= length
+        self._round_trip = min(self._round_trip, max(0.0, now - self._sent.popleft()))
+        seconds_in_window = max(WINDOW_SECONDS, ROUND_TRIPS_PER_WINDOW * self._round_trip)
         self._busy_since = now if self.in_flight else None
         self._acknowledged += length
         samples = self._samples
         samples.append((self._busy, self._acknowledged))
-        # keep one sample that is at least WINDOW_SECONDS old as the start of the measure
-        while len(samples) > 2 and samples[1][0] <= self._busy - WINDOW_SECONDS:
+        # keep one sample that is at least so old, as the start of the measure
+        while len(samples) > 2 and samples[1][0] <= self._busy - seconds_in_window:
             samples.popleft()
         seconds, length = self._busy - samples[0][0], self._acknowledged - samples[0][1]
         rate = length / seconds if seconds > 0 else float(WINDOW_MAX)
-        self.size = min(self._most, max(WINDOW_MIN, int(rate * WINDOW_SECONDS)))
+        self.size = min(self._most, max(WINDOW_MIN, int(rate * seconds_in_window)))

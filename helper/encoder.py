@@ -70,7 +70,8 @@ class Encoder:
         """What ends the shares if the ciphertext ends with `tail` (empty, or shorter than a segment).
 
         Changes nothing here: if it turns out that the file does not end there, go on with `encode`.
-        Raises ValueError if `tail` is a full segment or more, which `encode` should have got.
+        Raises ValueError if `tail` is longer than a segment: `encode` should have got it. The Completion is
+        valid until the next `encode`.
         """
         hasher, block_trees, tail_blocks = self._ciphertext, self._block_trees, None
         if tail:

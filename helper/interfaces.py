@@ -34,7 +34,8 @@ SEGMENT_SIZE_MAX = 8 * MiB
 #: Sizes and offsets on the wire; 2**53 keeps them exact in every language that may ever read them.
 SIZE_MAX = 2**53
 
-#: Largest `data` of one put_ciphertext that a helper may announce (protocol.txt §2).
+#: Bounds of the largest `data` of one put_ciphertext that a helper may announce (protocol.txt §2).
+LARGEST_MESSAGE_MIN = 16 * KiB
 LARGEST_MESSAGE_MAX = 4 * MiB
 #: What we announce: large enough that Foolscap's cost per message does not matter.
 LARGEST_MESSAGE = 1 * MiB

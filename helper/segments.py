@@ -13,7 +13,7 @@ def round_up(value: int, multiple: int) -> int:
 def segment_size_for(max_segment_size: int, k: int, size: int) -> int:
     """The segment size (bytes) stock gives a file of `size` bytes: never larger than the file, then
     rounded up to a multiple of k (allmydata.immutable.upload.BaseUploadable)."""
-    return round_up(min(max_segment_size, size), k)
+    return round_up(max(1, min(max_segment_size, size)), k)
 
 
 @attrs.frozen

@@ -16,7 +16,7 @@ import attrs
 from allmydata.util.abbreviate import parse_abbreviated_size
 from allmydata.util.time_format import parse_duration
 
-from helper.interfaces import LARGEST_MESSAGE, LARGEST_MESSAGE_MAX
+from helper.interfaces import LARGEST_MESSAGE, LARGEST_MESSAGE_MAX, LARGEST_MESSAGE_MIN
 
 MiB = 1024 * 1024
 GiB = 1024 * MiB
@@ -96,7 +96,7 @@ _DURATION = "a duration such as 7 days"
 _KEYS = {
     "credit": _Key("credit", _size, f"{_SIZE}, at least 64 kiB", least=65536),
     "pushing-lag": _Key("pushing_lag", _size, _SIZE),
-    "largest-message": _Key("largest_message", _size, f"{_SIZE}, 16 kiB to 4 MiB", 16384, LARGEST_MESSAGE_MAX),
+    "largest-message": _Key("largest_message", _size, f"{_SIZE}, 16 kiB to 4 MiB", LARGEST_MESSAGE_MIN, LARGEST_MESSAGE_MAX),
     "contact-after": _Key("contact_after", _size, _SIZE),
     "first-bound": _Key("first_bound", _size, _SIZE),
     "uploads-max": _Key("uploads_max", _count, "a number"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import struct
 import zlib
 from array import array
@@ -69,7 +70,10 @@ class Spool:
         self._lock = lock
         left_over = [p for p in self._directory.iterdir() if p.name != "lock"]
         for path in left_over:
-            path.unlink()
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         return len(left_over)
 
     def stop(self) -> None:
@@ -110,9 +114,10 @@ class SpoolFile:
         self.durable = 0
 
     def append(self, data: bytes) -> None:
-        """Queue `data` to be made durable after all that was queued before."""
-        self._queue.append(data)
-        self._commit()
+        """Queue `data` to be made durable after all that was queued before. No-op after a failure or `drop`."""
+        if not (self._failed or self._dropped):
+            self._queue.append(data)
+            self._commit()
 
     def read(self, offset: int, length: int) -> bytes:
         """Durable bytes, in the calling thread (which must have come through `in_thread`).
@@ -158,7 +163,7 @@ class SpoolFile:
             self._path.unlink(missing_ok=True)
 
     def _commit(self) -> None:
-        if self._committing or self._dropped or self._failed or not self._queue:
+        if self._committing or not self._queue:
             return
         batch, self._queue = self._queue, []
         self._committing = True
