@@ -35,7 +35,11 @@ class UploadFile(io.RawIOBase):
         self._cap: bytes | None = None
         self._upload: StreamingUpload | None = None
         _run_reactor()
-        self._upload = _in_reactor(lambda: _made(self._client, size))
+        try:
+            self._upload = _in_reactor(lambda: _made(self._client, size))
+        except BaseException:
+            _in_reactor(self._client.stop)
+            raise
 
     @property
     def cap(self) -> str:

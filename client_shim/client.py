@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NoReturn
 
 import attrs
 from foolscap.api import Tub
@@ -10,9 +11,13 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
 from client_shim.cipher import PlaintextDigests
+from client_shim.errors import HelperUnreachable
 from client_shim.helper_edge import HelperLink, connect, make_tub
 from client_shim.node_config import NodeConfig
 from client_shim.upload import Progress, StreamingUpload
+
+#: Seconds for finding the streaming helper; Foolscap itself would wait for two minutes.
+CONNECT_TIMEOUT = 30
 
 
 class StreamingClient:
@@ -49,7 +54,8 @@ class StreamingClient:
         if self._tub is None:
             self._tub = make_tub()
             self._tub.startService()
-        return await connect(self._tub, furl)
+        connecting = Deferred.fromCoroutine(connect(self._tub, furl))
+        return await connecting.addTimeout(CONNECT_TIMEOUT, reactor, _no_answer)
 
     async def stop(self) -> None:
         """Close the connection. Uploads in progress fail."""
@@ -57,3 +63,7 @@ class StreamingClient:
         if tub is not None:
             stopped: Deferred[None] = tub.stopService()
             await stopped
+
+
+def _no_answer(_result: object, seconds: float) -> NoReturn:
+    raise HelperUnreachable(f"no answer for {seconds:g} seconds")

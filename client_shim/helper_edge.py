@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 from foolscap.api import DeadReferenceError, SturdyRef, Tub, Violation
+from foolscap.furl import BadFURLError
 from foolscap.tokens import BananaError, NegotiationError
 from twisted.internet.error import ConnectError, ConnectionDone, ConnectionLost
 
@@ -25,6 +26,7 @@ from helper.interfaces import (  # importing it also teaches Foolscap the schema
     VERSION_FURL,
     VERSION_KEY,
     VERSION_LARGEST_MESSAGE,
+    Answer,
 )
 
 _LOST = (DeadReferenceError, ConnectionDone, ConnectionLost)
@@ -104,7 +106,12 @@ class HelperLink:
         return await self._call("abort", upload_id)
 
     async def _call(self, method: str, *arguments: Any) -> HelperAnswer:
-        return _decode(await _remote(self._rref, method, *arguments))
+        wire = await _remote(self._rref, method, *arguments)
+        try:
+            Answer.checkObject(wire, True)  # Foolscap bounds what arrives, but lets a tuple be too short
+        except Violation as e:
+            raise HelperMisbehaved(f"its answer to {method} is outside the agreed bounds") from e
+        return _decode(wire)
 
 
 async def connect(tub: Tub, helper_furl: str) -> HelperLink:
@@ -114,8 +121,10 @@ async def connect(tub: Tub, helper_furl: str) -> HelperLink:
     """
     try:
         tub_id = SturdyRef(helper_furl).tubID
-    except ValueError as e:
+    except (ValueError, BadFURLError) as e:
         raise BadFurl("it is not a furl") from e
+    if tub_id is None:
+        raise BadFurl("it is empty")
     helper = await _reference(tub, helper_furl)
     versions = await _remote(helper, "get_version")
     ours = versions.get(VERSION_KEY) if isinstance(versions, dict) else None
@@ -124,9 +133,10 @@ async def connect(tub: Tub, helper_furl: str) -> HelperLink:
     try:
         furl, largest_message = ours[VERSION_FURL].decode("ascii"), ours[VERSION_LARGEST_MESSAGE]
         same_tub = SturdyRef(furl).tubID == tub_id
-    except (KeyError, TypeError, AttributeError, ValueError) as e:
+    except (KeyError, TypeError, AttributeError, ValueError, BadFURLError) as e:
         raise HelperMisbehaved("its version information is malformed") from e
-    if not same_tub or not isinstance(largest_message, int) or not LARGEST_MESSAGE_MIN <= largest_message <= LARGEST_MESSAGE_MAX:
+    in_bounds = isinstance(largest_message, int) and LARGEST_MESSAGE_MIN <= largest_message <= LARGEST_MESSAGE_MAX
+    if not (same_tub and in_bounds):
         raise HelperMisbehaved("its version information is malformed")
     return HelperLink(await _reference(tub, furl), largest_message)
 
@@ -155,7 +165,7 @@ async def _remote(rref: Any, method: str, *arguments: Any) -> Any:
 
 
 def _decode(wire: Any) -> HelperAnswer:
-    """Foolscap has checked the types (helper.interfaces.Answer)."""
+    """`wire` is as helper.interfaces.Answer says."""
     wire_fields, wire_shares = wire
     fields = {key.decode("ascii", "replace"): value for key, value in wire_fields.items()}
     code = _text(fields.pop("code", b""))

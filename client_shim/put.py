@@ -28,6 +28,9 @@ from helper.segments import segment_size_for
 
 reactor: Any = _reactor  # it has more interfaces than its declared type
 
+#: After Ctrl-C the upload is aborted at the helper; one that does not answer keeps us no longer than so many seconds.
+INTERRUPT_PATIENCE = 10
+
 #: `--verify` reads so many segments back, and the last one.
 VERIFIED_SEGMENTS = 3
 
@@ -53,6 +56,7 @@ class Put:
         self._client = StreamingClient(self._config)
         self._upload: StreamingUpload | None = None
         self._source: Source | None = None
+        self._cancelled = False
 
     async def run(self) -> bytes:
         """Raises OSError or an UploadError if there is no cap; nothing readable is left then."""
@@ -69,6 +73,7 @@ class Put:
 
     async def cancel(self) -> None:
         """End source and upload, if they have not ended themselves."""
+        self._cancelled = True
         if self._source is not None:
             self._source.close()
         if self._upload is not None:
@@ -129,7 +134,7 @@ class Put:
         digests = PlaintextDigests(os.urandom(32), segment_size)
         key: bytes = await deferToThread(
             convergent_key, parameters.k, parameters.n, parameters.max_segment_size, max(1, size), secret,
-            _first_pass(f, size, digests))
+            self._first_pass(f, size, digests))
         upload = self._begin(size, key, None)
         await upload.open()
         f.seek(0)
@@ -141,6 +146,20 @@ class Put:
         if await deferToThread(f.read, 1):
             raise SourceChanged(size)
         return await self._complete(upload, digests)
+
+    def _first_pass(self, f: BinaryIO, size: int, digests: PlaintextDigests) -> Iterator[bytes]:
+        """The file in pieces, their digests taken. Raises SourceChanged if it is not `size` bytes long, and
+        UploadClosed after `cancel`."""
+        seen = 0
+        while data := f.read(digests.piece_size):
+            if self._cancelled:
+                raise UploadClosed()
+            seen += len(data)
+            digests.update(data)
+            yield data
+        digests.end()
+        if seen != size:
+            raise SourceChanged(min(seen, size))
 
     # -- --verify ------------------------------------------------------------------------------------------
 
@@ -158,18 +177,6 @@ class Put:
             verify_segments(self._config.node_url(), cap, digests, sorted(chosen), size)
 
 
-def _first_pass(f: BinaryIO, size: int, digests: PlaintextDigests) -> Iterator[bytes]:
-    """The file in pieces, their digests taken. Raises SourceChanged if it is not `size` bytes long."""
-    seen = 0
-    while data := f.read(digests.piece_size):
-        seen += len(data)
-        digests.update(data)
-        yield data
-    digests.end()
-    if seen != size:
-        raise SourceChanged(min(seen, size))
-
-
 def _read_up_to(f: BinaryIO, length: int) -> bytes:
     parts: list[bytes] = []
     while length > 0 and (data := f.read(length)):
@@ -185,24 +192,33 @@ def run_put(options: PutOptions, report: Report, print_cap: Callable[[str], None
     """
     signals: list[int] = []
     status = 1
+    over = False
 
     async def run() -> None:
         nonlocal status
         try:
             put = Put(options, report)
-            _on_signals(put, signals)
+            _on_signals(put, signals, lambda: ended(None, interrupted=True))
             cap = await put.run()
             print_cap(cap.decode("ascii"))
             status = 0
         except (UploadError, OSError) as e:
-            if signals:
+            if over:
+                pass  # told already
+            elif signals:
                 report.interrupted(signals[0])
             else:
                 report.failed(e)
 
-    def ended(failure: Failure | None) -> None:
+    def ended(failure: Failure | None, interrupted: bool = False) -> None:
+        nonlocal over
+        if over:
+            return
+        over = True
         reactor.stop()
-        if failure is not None:
+        if interrupted:
+            report.interrupted(signals[0])
+        elif failure is not None:
             report.broken(failure)
 
     reactor.callWhenRunning(lambda: Deferred.fromCoroutine(run()).addBoth(ended))
@@ -210,11 +226,18 @@ def run_put(options: PutOptions, report: Report, print_cap: Callable[[str], None
     return status
 
 
-def _on_signals(put: Put, received: list[int]) -> None:
-    def on_signal(number: int, _frame: object) -> None:
-        if not received:
-            received.append(number)
-            reactor.callFromThread(lambda: Deferred.fromCoroutine(put.cancel()))
+def _on_signals(put: Put, received: list[int], give_up: Callable[[], None]) -> None:
+    """At the first signal cancel `put`, and call `give_up` if that takes too long; the second one ends us at once."""
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
+    def interrupt() -> None:
+        reactor.callLater(INTERRUPT_PATIENCE, give_up)
+        Deferred.fromCoroutine(put.cancel())
+
+    def on_signal(number: int, _frame: object) -> None:
+        received.append(number)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+        reactor.callFromThread(interrupt)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, on_signal)

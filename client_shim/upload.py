@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import attrs
 from allmydata import uri
 from allmydata.util import hashutil
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
@@ -22,6 +22,8 @@ from client_shim.window import SendWindow
 from helper.ciphertext import CiphertextHasher
 from helper.interfaces import KEY_SIZE, LITERAL_MAX, UPLOAD_ID_SIZE
 from helper.parameters import Parameters
+
+T = TypeVar("T")
 
 #: Plaintext is encrypted in pieces of at most this many bytes, so that a huge write costs little memory.
 PIECE = 256 * 1024
@@ -80,6 +82,7 @@ class StreamingUpload:
         self._hasher = CiphertextHasher(parameters.k, parameters.max_segment_size, parameters.size)
         self._literal = b""  # plaintext, until it is too long for a URI:LIT
         self._link: Link | None = None
+        self._connecting: Deferred[Link] | None = None
         self._window: SendWindow | None = None
         self._unsent = bytearray()  # ciphertext
         self._accepted = self._sent = self._durable = 0
@@ -153,6 +156,8 @@ class StreamingUpload:
             self._over = True
             self._fail(UploadClosed())
             self._abort_wanted = True
+            if self._connecting is not None:
+                self._connecting.cancel()  # a helper that does not answer keeps nobody
         await self._abort_at_helper()
 
     # -- the helper ----------------------------------------------------------------------------------------
@@ -161,10 +166,11 @@ class StreamingUpload:
         if self._link is not None:
             return
         try:
-            link = await self._connect()
+            self._connecting = Deferred.fromCoroutine(_awaited(self._connect()))
+            link = await self._connecting
             answer = await link.open(self._upload_id, self._parameters.to_wire())
-            self._check()  # abort() may have come meanwhile
             self._link = link
+            self._check()  # abort() may have come meanwhile
             largest = min(link.largest_message, answer.number("largest-message"))
             self._window = SendWindow(max(1, answer.number("credit")), max(1, largest))
             if answer.number("storage-index-needed"):
@@ -172,6 +178,8 @@ class StreamingUpload:
                 self._in_background(link.assign(self._upload_id, self._storage_index), lambda _answer: None)
         except UploadError as e:
             await self._give_up(e)
+        except CancelledError:
+            await self._give_up(UploadClosed())
 
     @property
     def _storage_index(self) -> bytes:
@@ -205,9 +213,9 @@ class StreamingUpload:
 
         def acknowledged(answer: HelperAnswer) -> None:
             window.acknowledged(length, self._clock.seconds())
-            self._durable = max(self._durable, answer.number("durable"))
+            self._durable = max(self._durable, min(answer.number("durable"), self._sent))
             self._on_progress(self.progress)
-            if self._unsent and window.in_flight == 0 and self._room is None:
+            if self._unsent and window.in_flight == 0 and self._room is None and self._error is None:
                 # what `write` left behind because something was on its way
                 self._send_message(window, min(len(self._unsent), window.message_size))
             self._make_room()
@@ -241,6 +249,7 @@ class StreamingUpload:
             if waited > WAITING_PATIENCE:
                 raise Waiting(answer.number("have"), answer.number("need"), waited)
             await deferLater(self._clock, WAITING_INTERVAL)
+        self._check()  # abort() may have come meanwhile, or a wrong answer to a message
         ueb = answer.fields.get("ueb")
         cap = cap_of(self._key, self._parameters, hashes, ueb if isinstance(ueb, bytes) else b"")
         self._durable = hashes.size
@@ -287,7 +296,7 @@ class StreamingUpload:
         self._fail(error)
         if not self._over:
             self._over = self._abort_wanted = True
-            await self._abort_at_helper()
+        await self._abort_at_helper()
         self._check()
 
 
@@ -308,11 +317,15 @@ class _Held:
             self.upload._lock.release()
             raise
 
-    async def __aexit__(self, *_exc: object) -> None:
-        self.upload._lock.release()
+    async def __aexit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        try:
+            if isinstance(error, UploadError) and not self.upload._over:
+                await self.upload._give_up(error)
+        finally:
+            self.upload._lock.release()
 
 
-async def _awaited(awaitable: Awaitable[HelperAnswer]) -> HelperAnswer:
+async def _awaited(awaitable: Awaitable[T]) -> T:
     return await awaitable
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -97,13 +98,14 @@ class ShareHomes:
         d = Deferred.fromCoroutine(self._allocated(server, generations))
         self.pending.add(d)
 
-        def failed(failure: Failure) -> None:
+        def lost(failure: Failure) -> None:
             self.log_loss(server, failure)
             for share, generation in generations:
                 if share.generation == generation and share.state is ShareState.ALLOCATING:
                     self.lose(share)
 
-        d.addErrback(failed)
+        # Later: a call on a dead connection fails at once, when other shares may not have been placed yet.
+        d.addErrback(lambda failure: deferLater(self._clock, 0, lost, failure))
         d.addBoth(lambda _result: self.pending.discard(d))
         d.addErrback(self._on_broken)
 
@@ -149,8 +151,8 @@ class ShareHomes:
             share.state = ShareState.PUSHING
         return None
 
-    def lose(self, share: Share) -> None:
-        """The share's server failed it: find it another."""
+    def lose(self, share: Share, elsewhere: bool = True) -> None:
+        """The share's server failed it: find it another (or not, if that would not help)."""
         if self.stopped or share.state in (ShareState.LOST, ShareState.CLOSED):
             return
         if share.server is not None:
@@ -158,7 +160,8 @@ class ShareHomes:
         sink = share.leave(ShareState.LOST)
         if sink is not None:
             sink.abort()
-        self._rehome([share])
+        if elsewhere:
+            self._rehome([share])
         self._check_enough()
         self._on_change()
 
@@ -168,7 +171,9 @@ class ShareHomes:
         servers = {s.server_id: s for s in self._grid.servers_for(self.storage_index)}
         for share in shares:
             load = Counter(s.server.server_id for s in self._shares if s.state in LIVE and s.server is not None)
-            home = new_home(list(servers), load, share.tried)
+            # While there are fewer than `happy`, only another server helps: a share is not spent on one of them.
+            enough = len(load) >= self._parameters.happy
+            home = new_home([s for s in servers if enough or s not in load], load, share.tried)
             if home is not None:
                 self.log.info("share {shnum} goes to storage server {server}",
                               shnum=share.shnum, server=servers[home].name)
@@ -227,11 +232,11 @@ class ShareHomes:
                 if bound < size:
                     self._move(shares)
             elif server_id in self._cannot_grow:
-                for share in shares:
-                    if share.next_segment < self._pipeline.segments and not self.fits(share, share.next_segment):
-                        self.lose(share)
+                for share in filter(self._full, shares):
+                    self.lose(share)
             elif (self._policy.growth_due(self.durable, bound) and server_id not in self._growing
-                    and len(self._growing) < growing_max):
+                    # one more when a share can take nothing otherwise: those that are growing may hang
+                    and len(self._growing) < growing_max + any(map(self._full, shares))):
                 self._grow(shares, bound)
 
     def _caught_up(self, server_id: bytes) -> bool:
@@ -290,6 +295,9 @@ class ShareHomes:
 
         d: Deferred[Any] = gatherResults([sink.abort() for sink in sinks if sink is not None])
         return d.addCallback(aborted)
+
+    def _full(self, share: Share) -> bool:
+        return share.next_segment < self._pipeline.segments and not self.fits(share, share.next_segment)
 
     def fits(self, share: Share, segment: int) -> bool:
         size = self._pipeline.segment_size

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from allmydata.util.hashutil import block_hash
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -241,10 +242,14 @@ class SharePusher:
                 then(share)
                 self._soon()
 
-        def failed(failure: Failure) -> None:
+        def lost(failure: Failure) -> None:
             if share.generation == generation and not self._stopped and share.server is not None:
                 self._homes.log_loss(share.server, failure)
                 self._homes.lose(share)
+
+        def failed(failure: Failure) -> Deferred[None]:
+            # A call on a dead connection fails at once, and whoever made it still counts on the share's home.
+            return deferLater(self._clock, 0, lost, failure)
 
         d.addCallbacks(done, failed)
         d.addErrback(self._broken)
@@ -259,7 +264,12 @@ class SharePusher:
                 self._write_blocks(share, [block], len(block))
                 self._soon()
 
-        self._pipeline.reencode(segment, share.shnum).addCallback(got).addErrback(self._broken)
+        def unreadable(failure: Failure) -> None:
+            self._broken(failure)  # this ends the upload, unless publication has begun: then only this share
+            if share.generation == generation and not self._stopped:
+                self._homes.lose(share, elsewhere=False)
+
+        self._pipeline.reencode(segment, share.shnum).addCallbacks(got, unreadable).addErrback(self._broken)
 
     def _write_end(self, share: Share) -> None:
         completion = self._pipeline.completion
@@ -277,7 +287,8 @@ class SharePusher:
         """Write again what every share begins with, before servers think the share was forgotten."""
         self._start_timer("keep-alive", KEEP_ALIVE_INTERVAL, self._keep_alive)
         for share in self._shares:
-            if share.state is ShareState.PUSHING and share.sink is not None and not share.in_flight:
+            if (share.state in (ShareState.PUSHING, ShareState.READY) and share.sink is not None
+                    and not share.in_flight):
                 self._write(share, 0, HEADER_VERSION, len(HEADER_VERSION))
 
     # -- ending ------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ class Session:
         self._finish_calls: list[int] = []
         self._abort_calls: list[int] = []
         self._abandoned = False
-        self._si_before_finish: bytes | None = None
+        self._assigned_index: bytes | None = None  # that of `finish` may still be refused with its hashes
         self._handlers: dict[type, Callable[[Any], list[Command]]] = {
             PutReceived: self._put, Stored: self._stored, StoreFailed: self._store_failed,
             Compared: self._compared, PushedTo: self._pushed_to, AssignReceived: self._assign,
@@ -172,6 +172,9 @@ class Session:
             return errors.AlreadyFinishing(self.state.value)
         if self.received + max(0, end - self.received) - self.durable > self.limits.credit:
             return errors.CreditExceeded(self.limits.credit, end - self.durable)
+        repeated = sum(len(overlap.put.data) for overlap in self._overlaps.values())
+        if put.offset < self.received and repeated + len(put.data) > self.limits.credit:
+            return errors.CreditExceeded(self.limits.credit, repeated + len(put.data))
         return None
 
     def _accept(self, put: PutReceived) -> list[Command]:
@@ -200,7 +203,7 @@ class Session:
             call, _end = self._unanswered.popleft()
             commands.append(self._durable_answer(call))
         commands += self._compare_held()
-        if self.storage_index is not None and self.durable >= self.limits.contact_after:
+        if self._assigned_index is not None and self.durable >= self.limits.contact_after:
             commands += self._begin_placing()
         if self.state is State.COMPLETING:
             commands += self._complete_when_durable()
@@ -242,8 +245,8 @@ class Session:
         return self._release()
 
     def _store_failed(self, event: StoreFailed) -> list[Command]:
-        if self.state is State.PUBLISHING or self.state is State.FINISHED:
-            return []  # every byte was durable before
+        if self.state not in _BEFORE_PUBLISHING:
+            return []  # over, or every byte was durable before
         return self._end(State.FAILED, errors.SpoolFailed(event.reason))
 
     # -- storage index -------------------------------------------------------------------------------
@@ -255,7 +258,7 @@ class Session:
         if error is not None:
             return [Refuse(event.call, error)]
         commands: list[Command] = [Reply(event.call, {"state": self.state.value})]
-        self.storage_index = event.storage_index
+        self.storage_index = self._assigned_index = event.storage_index
         if self.durable >= self.limits.contact_after:
             commands += self._begin_placing()
         return commands
@@ -285,7 +288,7 @@ class Session:
         if self.state is not State.OPEN:
             return []
         self._finish = event
-        self._si_before_finish, self.storage_index = self.storage_index, event.storage_index
+        self.storage_index = event.storage_index
         self._go(State.COMPLETING)
         return self._complete_when_durable()
 
@@ -322,7 +325,7 @@ class Session:
         for field in ("crypttext_hash", "crypttext_root_hash"):
             if getattr(event.hashes, field) != getattr(self._finish, field):
                 calls, self._finish_calls = self._finish_calls, []
-                self._finish, self.storage_index = None, self._si_before_finish
+                self._finish, self.storage_index = None, self._assigned_index
                 self._go(State.OPEN)
                 return [ForgetCompletion(), *(Refuse(call, errors.HashMismatch(field)) for call in calls)]
         self.ueb = event.ueb

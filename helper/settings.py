@@ -96,7 +96,8 @@ _DURATION = "a duration such as 7 days"
 _KEYS = {
     "credit": _Key("credit", _size, f"{_SIZE}, at least 64 kiB", least=65536),
     "pushing-lag": _Key("pushing_lag", _size, _SIZE),
-    "largest-message": _Key("largest_message", _size, f"{_SIZE}, 16 kiB to 4 MiB", LARGEST_MESSAGE_MIN, LARGEST_MESSAGE_MAX),
+    "largest-message": _Key("largest_message", _size, f"{_SIZE}, 16 kiB to 4 MiB",
+                            LARGEST_MESSAGE_MIN, LARGEST_MESSAGE_MAX),
     "contact-after": _Key("contact_after", _size, _SIZE),
     "first-bound": _Key("first_bound", _size, _SIZE),
     "uploads-max": _Key("uploads_max", _count, "a number"),

@@ -52,14 +52,15 @@ class Upload:
     log = Logger()
 
     def __init__(self, name: str, parameters: Parameters, settings: Settings, spool: Spool, grid: Grid,
-                 clock: IReactorTime) -> None:
+                 clock: IReactorTime, on_finished: Callable[[], None]) -> None:
         self.name = name
         self.short = name[:8]  # for logs
         limits = Limits(settings.credit, settings.pushing_lag, settings.largest_message,
                                 settings.contact_after)
         self.session = Session(parameters, limits)
-        self.last_call = clock.seconds()
+        self.last_call = clock.seconds()  # or change of state
         self._clock = clock
+        self._on_finished = on_finished
         self._calls: dict[int, Deferred[Answered]] = {}
         self._next_call = 0
         self._events: list[object] = []
@@ -105,14 +106,17 @@ class Upload:
                 before = self.session.state
                 commands = self.session.handle(self._events.pop(0))
                 if self.session.state is not before:
-                    self._log_transition(before)
+                    self._changed_from(before)
                 for command in commands:
                     self._carry_out(command)
         finally:
             self._handling = False
 
-    def _log_transition(self, before: State) -> None:
+    def _changed_from(self, before: State) -> None:
         s = self.session
+        self.last_call = self._clock.seconds()
+        if s.state is State.FINISHED:
+            self._on_finished()
         code = s.error.code if s.error is not None else "ok"
         self.log.info("upload {upload}: {before} -> {after} ({code}), {received} bytes received, {durable} durable",
                       upload=self.short, before=before.value, after=s.state.value, code=code,
@@ -184,6 +188,12 @@ class Upload:
         self._pusher.stop()
         return self._abandoned if self._abandoned is not None else succeed(None)
 
+    def forget(self) -> None:
+        """Nobody can ask for the result any more: let go of whatever is still under way for it."""
+        self._settled()
+        if self._abandoned is None:
+            self._abandoned = self._pusher.abandon()
+
 
 class Uploads:
     """All uploads of a helper. Each method answers one of protocol.txt §4, or fails with a StreamingError."""
@@ -234,6 +244,7 @@ class Uploads:
             if upload is None:
                 upload = self._new(name, parameters, have)
         upload.session.parameters.check_same(parameters)
+        upload.last_call = self._clock.seconds()
         status = upload.status()
         return Answered({**status.fields, "largest-message": self._settings.largest_message,
                          "servers": self._grid.writable_count()}, status.shares)
@@ -241,12 +252,12 @@ class Uploads:
     def _new(self, name: str, parameters: Parameters, servers: int) -> Upload:
         if self._stopping:
             raise errors.HelperStopping()
-        live = sum(1 for u in self._by_name.values() if not _over(u))
-        if live >= self._settings.uploads_max:
+        most = self._settings.uploads_max
+        if len(self._by_name) >= most and sum(not _over(u) for u in self._by_name.values()) >= most:
             raise errors.TooManyUploads(self._settings.uploads_max)
         if servers < parameters.happy:
             raise errors.TooFewServers(servers, parameters.happy)
-        upload = Upload(name, parameters, self._settings, self._spool, self._grid, self._clock)
+        upload = Upload(name, parameters, self._settings, self._spool, self._grid, self._clock, self._count_finished)
         self._by_name[name] = upload
         self.counters["opened"] += 1
         self.log.info("upload {upload}: opened, {k} of {n}, happy {happy}, size {size}", upload=upload.short,
@@ -270,19 +281,19 @@ class Uploads:
 
     async def assign(self, upload_id: bytes, storage_index: bytes) -> Answered:
         upload = self._find(upload_id)
-        self._claim(storage_index, upload)
-        return await upload.call(lambda call: events.AssignReceived(call, storage_index))
+        self._check_not_busy(storage_index, upload)
+        answer = upload.call(lambda call: events.AssignReceived(call, storage_index))
+        self._claim_for(upload)
+        return await answer
 
     async def finish(self, upload_id: bytes, size: int, storage_index: bytes, crypttext_hash: bytes,
                      crypttext_root_hash: bytes) -> Answered:
         upload = self._find(upload_id)
-        self._claim(storage_index, upload)
-        finished = upload.session.state is State.FINISHED
-        answer = await upload.call(lambda call: events.FinishReceived(
+        self._check_not_busy(storage_index, upload)
+        answer = upload.call(lambda call: events.FinishReceived(
             call, size, storage_index, crypttext_hash, crypttext_root_hash))
-        if not finished and upload.session.state is State.FINISHED:
-            self.counters["finished"] += 1
-        return answer
+        self._claim_for(upload)
+        return await answer
 
     async def abort(self, upload_id: bytes) -> Answered:
         return await self._find(upload_id).call(events.AbortReceived)
@@ -300,26 +311,37 @@ class Uploads:
             raise errors.UnknownUpload()
         return upload
 
-    def _claim(self, storage_index: bytes, upload: Upload) -> None:
+    def _check_not_busy(self, storage_index: bytes, upload: Upload) -> None:
         """Two uploads of one storage index would fight over the same places on the servers."""
         other = self._by_index.get(storage_index)
         if (other is not None and other is not upload and not _over(other)
-                and other.session.storage_index == storage_index):  # else its call was refused
+                and other.session.storage_index == storage_index):  # else its `finish` was refused later
             raise errors.StorageIndexBusy()
-        if upload.session.storage_index is None and not _over(upload):
-            self._by_index[storage_index] = upload
+
+    def _claim_for(self, upload: Upload) -> None:
+        """Remember the storage index that the upload has, if its call was not refused."""
+        if upload.session.storage_index is not None and not _over(upload):
+            self._by_index[upload.session.storage_index] = upload
+
+    def _count_finished(self) -> None:
+        self.counters["finished"] += 1
 
     def _sweep(self) -> None:
         now, settings = self._clock.seconds(), self._settings
         for upload in list(self._by_name.values()):
             idle = int(now - upload.last_call)
             upload.tell(events.IdleFor(idle, settings.idle_expiry, settings.empty_expiry))
-            if _over(upload) and idle > settings.result_retention:
-                del self._by_name[upload.name]
-        over = [u.name for u in self._by_name.values() if _over(u)]
-        for name in over[:max(0, len(over) - REMEMBERED_MAX)]:
-            del self._by_name[name]
-        self._by_index = {si: u for si, u in self._by_index.items() if u.name in self._by_name and not _over(u)}
+            if _over(upload) and now - upload.last_call > settings.result_retention:
+                self._forget(upload)
+        over = [u for u in self._by_name.values() if _over(u)]
+        for upload in over[:max(0, len(over) - REMEMBERED_MAX)]:
+            self._forget(upload)
+        self._by_index = {si: u for si, u in self._by_index.items()
+                          if u.session.storage_index == si and not _over(u)}
+
+    def _forget(self, upload: Upload) -> None:
+        del self._by_name[upload.name]
+        upload.forget()
 
 
 def _over(upload: Upload) -> bool:

@@ -83,6 +83,7 @@ FOOLSCAP = {
     "foolscap.api.Tub",
     "foolscap.api.TupleOf",
     "foolscap.api.Violation",
+    "foolscap.furl.BadFURLError",
     "foolscap.schema.ChoiceOf",
     "foolscap.tokens.BananaError",
     "foolscap.tokens.NegotiationError",

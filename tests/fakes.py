@@ -1,0 +1,387 @@
+"""Storage servers and a grid in memory, with the semantics of stock servers over Foolscap and faults on order.
+
+They pass the same contract as the real ones (tests/contracts/test_storage_servers.py). Nothing happens
+before the clock turns: an answer comes one turn after its request at the earliest, as over a network.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import attrs
+from foolscap.api import DeadReferenceError
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorTime
+
+from helper.placement import Allocation
+from helper.sinks import Granted, StorageServer
+
+T = TypeVar("T")
+
+#: How often a fake grid counts its servers while it waits for more; seconds, as helper.grid.
+COUNT_INTERVAL = 0.2
+
+
+class ServerError(Exception):
+    """What a stock server raises at the other end arrives as some exception."""
+
+
+class Fault(enum.Enum):
+    """What a server does instead of answering a request as it should."""
+
+    REFUSE = "refuse"  # allocate: grants nothing; anything else fails
+    HANG = "hang"  # this and everything after it on the connection is never answered
+    DISCONNECT = "disconnect"  # the request is lost with the connection
+    LOSE_ANSWER = "lose answer"  # done, but the connection is lost before the answer
+
+
+@attrs.frozen
+class Asked:
+    """A request that a server was sent, at a time in seconds."""
+
+    time: float
+    operation: str
+    shnum: int | None = None
+    size: int = 0  # bytes written, or allocated
+
+
+@attrs.frozen
+class Published:
+    """A share that readers can see: what was written of it; the rest of `allocated` bytes is zeros."""
+
+    data: bytes
+    allocated: int
+
+
+class FakeServer:
+    """A StorageServer (helper/sinks.py). `capacity` in bytes, None for a server that does not say.
+
+    `latency`: seconds between a request and its answer; requests are served one after the other.
+    """
+
+    def __init__(self, name: str, clock: IReactorTime, capacity: int | None = None, latency: float = 0.0) -> None:
+        self.server_id = hashlib.sha256(name.encode()).digest()[:20]
+        self.name = name
+        self.clock = clock
+        self.capacity = capacity
+        self.latency = latency
+        self.connected = True
+        self.writable = True
+        self.stale = False  # listed although the connection is gone: the node has not noticed yet
+        self.hung = False
+        self.connection = 0
+        self.published: dict[tuple[bytes, int], Published] = {}
+        self.open: dict[tuple[bytes, int], FakeSink] = {}
+        self.asked: list[Asked] = []
+        self.aborted: list[FakeSink] = []
+        self.closed_at: dict[int, float] = {}  # share number: time, in seconds
+        self.unanswered_bytes = 0  # of writes
+        self._faults: dict[tuple[str, int], Fault] = {}
+        self._counts: Counter[str] = Counter()
+        self._busy_until = 0.0
+        self._waiting: list[Deferred[Any]] = []
+        self._watchers: dict[int, Callable[[], None]] = {}
+        self._next_watcher = 0
+
+    # -- what tests do to it -----------------------------------------------------------------------------
+
+    def plan(self, operation: str, nth: int, fault: Fault) -> None:
+        """What happens to the `nth` request (from 1) of that kind: allocate, space, write, seal, publish, abort
+        or read."""
+        self._faults[operation, nth] = fault
+
+    def refuse_from_now_on(self) -> None:
+        """Grant nothing any more."""
+        self.capacity = 0
+
+    def hang(self) -> None:
+        """Answer nothing any more on this connection."""
+        self.hung = True
+
+    def disconnect(self) -> None:
+        """The connection is gone, and with it every share that was open."""
+        if not self.connected:
+            return
+        self.connected = False
+        self.connection += 1
+        self.hung = False
+        self.open.clear()
+        waiting, self._waiting = self._waiting, []
+        watchers, self._watchers = list(self._watchers.values()), {}
+        for d in waiting:
+            self.clock.callLater(0, d.errback, DeadReferenceError("Connection was lost"))
+        for callback in watchers:
+            self.clock.callLater(0, callback)
+
+    def reconnect(self) -> None:
+        """Be there again, on a new connection."""
+        self.connected = True
+
+    def share(self, storage_index: bytes, shnum: int) -> Published | None:
+        return self.published.get((storage_index, shnum))
+
+    def allocations(self) -> list[Asked]:
+        """Requests to allocate, in order."""
+        return [a for a in self.asked if a.operation == "allocate"]
+
+    @property
+    def has_leftovers(self) -> bool:
+        """Whether a share that nobody will ever complete or let go of takes room here."""
+        return bool(self.open)
+
+    # -- StorageServer -----------------------------------------------------------------------------------
+
+    def free_space(self) -> Deferred[int | None]:
+        return self.request("space", self.connection, self._free_space)
+
+    def allocate(self, storage_index: bytes, shnums: Sequence[int], allocation: Allocation) -> Deferred[Granted]:
+        for shnum in shnums:
+            self.asked.append(Asked(self.clock.seconds(), "allocate", shnum, allocation.share_size))
+        return self.request(
+            "allocate", self.connection,
+            lambda: self._grant(storage_index, list(shnums), allocation.share_size),
+            refused=lambda: Granted({}, {}))
+
+    def on_disconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
+        number, self._next_watcher = self._next_watcher, self._next_watcher + 1
+        if self.connected:
+            self._watchers[number] = callback
+        else:
+            self.clock.callLater(0, callback)
+
+        def cancel() -> None:
+            self._watchers.pop(number, None)
+
+        return cancel
+
+    # -- how it works ------------------------------------------------------------------------------------
+
+    def request(self, operation: str, connection: int, perform: Callable[[], T],
+                refused: Callable[[], T] | None = None) -> Deferred[T]:
+        """Carry `perform` out after the latency, unless a fault was planned for this request."""
+        if not self.connected or connection != self.connection:
+            return fail(DeadReferenceError("Calling Stale Broker"))
+        self._counts[operation] += 1
+        fault = self._faults.get((operation, self._counts[operation]))
+        d: Deferred[T] = Deferred()
+        self._waiting.append(d)
+        if fault is Fault.HANG:
+            self.hung = True
+        if self.hung:
+            return d
+        now = self.clock.seconds()
+        self._busy_until = max(now, self._busy_until) + self.latency
+        self.clock.callLater(self._busy_until - now, self._serve, d, fault, perform, refused)
+        return d
+
+    def _serve(self, d: Deferred[T], fault: Fault | None, perform: Callable[[], T],
+               refused: Callable[[], T] | None) -> None:
+        if d not in self._waiting or self.hung:
+            return  # it was lost with the connection, or hangs
+        if fault is Fault.DISCONNECT:
+            self.disconnect()
+            return
+        try:
+            if fault is Fault.REFUSE and refused is None:
+                raise ServerError("refused")
+            result = refused() if fault is Fault.REFUSE and refused is not None else perform()
+        except ServerError as e:
+            self._waiting.remove(d)
+            d.errback(e)
+            return
+        if fault is Fault.LOSE_ANSWER:
+            self.disconnect()
+            return
+        self._waiting.remove(d)
+        d.callback(result)
+
+    def _free_space(self) -> int | None:
+        """As stock: what is open and not yet written counts as free."""
+        if self.capacity is None:
+            return None
+        written = sum(len(share.data) for share in self.published.values())
+        written += sum(sink.written_to for sink in self.open.values())
+        return max(0, self.capacity - written)
+
+    def _grant(self, storage_index: bytes, shnums: list[int], size: int) -> Granted:
+        free = self._free_space()
+        room = None if free is None else free - sum(sink.allocated for sink in self.open.values())
+        granted = Granted({}, {})
+        for shnum in shnums:
+            place = storage_index, shnum
+            if place in self.published:
+                granted.existing[shnum] = FakeShare(self, self.connection, place)
+            elif place not in self.open and (room is None or room >= size):
+                room = None if room is None else room - size
+                sink = FakeSink(self, self.connection, place, size)
+                self.open[place] = sink
+                granted.sinks[shnum] = sink
+        return granted
+
+
+@attrs.define(eq=False)
+class FakeSink:
+    """A share being written (helper/sinks.py ShareSink)."""
+
+    server: FakeServer
+    connection: int
+    place: tuple[bytes, int]
+    allocated: int
+    _data: bytearray = attrs.field(factory=bytearray)
+    _mask: bytearray = attrs.field(factory=bytearray)  # 1 where a byte was written
+
+    @property
+    def written_to(self) -> int:
+        """End of the last byte written."""
+        return len(self._data)
+
+    def write(self, offset: int, data: bytes) -> Deferred[None]:
+        self.server.asked.append(Asked(self.server.clock.seconds(), "write", self.place[1], len(data)))
+        self.server.unanswered_bytes += len(data)
+        return self._request("write", lambda: self._write(offset, bytes(data))).addBoth(self._answered, len(data))
+
+    def _answered(self, result: T, size: int) -> T:
+        self.server.unanswered_bytes -= size
+        return result
+
+    def seal(self) -> Deferred[None]:
+        return self._request("seal", self._check_open)
+
+    def publish(self) -> Deferred[None]:
+        return self._request("publish", self._publish)
+
+    def abort(self) -> Deferred[None]:
+        d = self._request("abort", self._abort)
+        return d.addErrback(lambda _failure: None)
+
+    def _request(self, operation: str, perform: Callable[[], None]) -> Deferred[None]:
+        return self.server.request(operation, self.connection, perform)
+
+    def _check_open(self) -> None:
+        if self.server.open.get(self.place) is not self:
+            raise ServerError("this share is closed")
+
+    def _write(self, offset: int, data: bytes) -> None:
+        self._check_open()
+        end = offset + len(data)
+        if end > self.allocated:
+            raise ServerError("DataTooLargeError")
+        if not data:
+            raise ServerError("an empty write")
+        held, mask = self._data[offset:end], self._mask[offset:end]
+        if any(m and h != d for h, m, d in zip(held, mask, data, strict=False)):
+            raise ServerError("ConflictingWriteError")
+        grow = end - len(self._data)
+        if grow > 0:
+            self._data.extend(bytes(grow))
+            self._mask.extend(bytes(grow))
+        self._data[offset:end] = data
+        self._mask[offset:end] = b"\1" * len(data)
+
+    def _publish(self) -> None:
+        self._check_open()
+        del self.server.open[self.place]
+        self.server.published[self.place] = Published(bytes(self._data), self.allocated)
+        self.server.closed_at[self.place[1]] = self.server.clock.seconds()
+
+    def _abort(self) -> None:
+        if self.server.open.get(self.place) is self:
+            del self.server.open[self.place]
+            self.server.aborted.append(self)
+
+
+_HEADER = struct.Struct(">LQQQQQQQQ")  # layout v2: version, block and data size, six offsets
+
+
+@attrs.frozen
+class FakeShare:
+    """A share that was there before (helper/sinks.py ExistingShare), read by its own header."""
+
+    server: FakeServer
+    connection: int
+    place: tuple[bytes, int]
+
+    def read_ueb(self) -> Deferred[bytes]:
+        return self.server.request("read", self.connection, self._ueb)
+
+    def read_block(self, segment: int, block_size: int, length: int) -> Deferred[bytes]:
+        def block() -> bytes:
+            start = self._header()[3] + segment * block_size
+            return self._data()[start:start + length]
+
+        return self.server.request("read", self.connection, block)
+
+    def _data(self) -> bytes:
+        return self.server.published[self.place].data
+
+    def _header(self) -> tuple[int, ...]:
+        if len(self._data()) < _HEADER.size or self._data()[:4] != b"\0\0\0\2":
+            raise ServerError("not a share")
+        return _HEADER.unpack_from(self._data())
+
+    def _ueb(self) -> bytes:
+        start = self._header()[-1]
+        length = int.from_bytes(self._data()[start:start + 8], "big")
+        return self._data()[start + 8:start + 8 + length]
+
+
+class FakeGrid:
+    """A Grid (helper/sinks.py) of fake servers."""
+
+    def __init__(self, clock: IReactorTime, count: int) -> None:
+        self._clock = clock
+        self.servers = [FakeServer(f"server{i}", clock) for i in range(count)]
+
+    def servers_for(self, storage_index: bytes) -> list[StorageServer]:
+        return list(self.in_order(storage_index))
+
+    def in_order(self, storage_index: bytes) -> list[FakeServer]:
+        """Connected, writable servers in the order in which readers of this storage index ask them."""
+        return sorted((s for s in self.servers if (s.connected or s.stale) and s.writable),
+                      key=lambda s: hashlib.sha1(storage_index + s.server_id).digest())
+
+    def writable_count(self) -> int:
+        return len(self.servers_for(bytes(16)))
+
+    def when_connected(self, count: int, timeout: float) -> Deferred[int]:
+        done: Deferred[int] = Deferred()
+        deadline = self._clock.seconds() + timeout
+
+        def look() -> None:
+            have = self.writable_count()
+            if have >= count or self._clock.seconds() >= deadline:
+                done.callback(have)
+            else:
+                self._clock.callLater(COUNT_INTERVAL, look)
+
+        look()
+        return done
+
+    def copies(self, storage_index: bytes) -> dict[int, list[tuple[FakeServer, Published]]]:
+        """Every published share of a storage index, by share number."""
+        found: dict[int, list[tuple[FakeServer, Published]]] = {}
+        for server in self.servers:
+            for (si, shnum), share in server.published.items():
+                if si == storage_index:
+                    found.setdefault(shnum, []).append((server, share))
+        return found
+
+    def leftovers(self) -> list[str]:
+        """Names of servers on which shares are still open."""
+        return [server.name for server in self.servers if server.has_leftovers]
+
+
+def damaged(share: Published, offset: int) -> Published:
+    """The same share with one byte changed."""
+    data = bytearray(share.data)
+    data[offset] ^= 1
+    return attrs.evolve(share, data=bytes(data))
+
+
+def ids(servers: Iterable[FakeServer]) -> set[bytes]:
+    return {server.server_id for server in servers}

@@ -1,0 +1,294 @@
+"""helper/session.py under any order of events, against a model of what a client may rely on.
+
+The machine is client and driver at once: it makes calls, right and wrong, and does (or delays) what it is
+commanded. At the end everything outstanding is done, and every call must have been answered exactly once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from helper import errors, events
+from helper.ciphertext import CiphertextHashes
+from helper.parameters import Parameters
+from helper.session import ENDED, Limits, Session, State
+
+LIMITS = Limits(credit=300, pushing_lag=100, largest_message=120, contact_after=60)
+CONTENT = hashlib.shake_128(b"ciphertext").digest(4096)
+INDEXES = [b"storage-index-16", b"another-si-of-16"]
+#: 0 and 1 seldom come: they are for what ends most uploads, or few runs would get far. (Hypothesis prefers ends.)
+SELDOM = st.integers(0, 63).map(lambda x: (x + 40) % 64)
+lengths = st.integers(1, LIMITS.largest_message)
+
+
+def hashes_of(data: bytes) -> tuple[bytes, bytes]:
+    return hashlib.sha256(b"flat" + data).digest(), hashlib.sha256(b"root" + data).digest()
+
+
+class SessionMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.waiting: dict[int, Any] = {}  # call: the event that brought it
+        self.handed = bytearray()
+        self.compares: list[events.Compare] = []
+        self.completes: list[events.Complete] = []
+        self.durable = 0
+        self.placed_under: bytes | None = None
+        self.assigned: bytes | None = None
+        self.sealing = self.recording = self.publishing = self.abandoning = self.dropped = False
+
+    @initialize(size=st.none() | st.integers(56, 800), segment=st.sampled_from([16, 90, 200]))
+    def begin(self, size: int | None, segment: int) -> None:
+        self.size = size
+        self.session = Session(Parameters(3, 2, 4, segment, size), LIMITS)
+
+    # -- telling the session ---------------------------------------------------------------------------------
+
+    def tell(self, event: Any, call: int | None = None) -> None:
+        before, placed_before = self.seen(), self.placed_under
+        refused = False
+        for command in self.session.handle(event):
+            match command:
+                case events.Refuse(number, error):
+                    self.waiting.pop(number)
+                    assert error.code in errors.BY_CODE
+                    assert error.text()
+                    refused |= number == call
+                case events.Reply(number, fields):
+                    self.check_reply(self.waiting.pop(number), fields)
+                case events.Store(data):
+                    assert not self.dropped
+                    self.handed += data
+                    assert CONTENT.startswith(bytes(self.handed))
+                case events.Compare(_call, offset, data):
+                    assert offset + len(data) <= self.session.durable
+                    self.compares.append(command)
+                case events.Complete(size):
+                    assert size == len(self.handed) == self.session.durable
+                    self.completes.append(command)
+                case events.ForgetCompletion():
+                    assert self.session.state is State.OPEN
+                case _:
+                    self.carry_out(command)
+        if refused:  # protocol.txt §3.4
+            assert self.seen() == before
+            assert self.placed_under == placed_before
+
+    def carry_out(self, command: events.Command) -> None:
+        """What is done with shares and spool."""
+        match command:
+            case events.BeginPlacing(storage_index):
+                assert self.placed_under is None
+                self.placed_under = storage_index
+            case events.SealShares():
+                assert self.placed_under is not None
+                self.sealing = True
+            case events.RecordPublishing():
+                self.recording = True
+            case events.PublishShares():
+                self.publishing = True
+            case events.AbandonShares():
+                assert not self.publishing
+                self.abandoning = True
+            case events.DropSpool():
+                self.dropped = True
+
+    def seen(self) -> tuple[object, ...]:
+        """Everything about the upload that anybody can observe."""
+        s = self.session
+        return (s.state, s.received, s.durable, s.credit, s.pushed, s.paused, s.storage_index, s.ueb, s.error,
+                len(self.handed))
+
+    def check_reply(self, event: Any, fields: Any) -> None:
+        match event:
+            case events.PutReceived(_call, offset, data):
+                assert offset + len(data) <= fields["durable"] == self.session.durable <= len(self.handed)
+                assert self.handed[offset:offset + len(data)] == data
+            case events.FinishReceived():
+                if fields.get("code") == "waiting":
+                    assert self.session.state is State.PUBLISHING
+                else:
+                    assert self.session.state is State.FINISHED
+                    assert fields["ueb"] == b"UEB of %d" % event.size
+                    assert self.placed_under == event.storage_index
+                    assert (event.crypttext_hash, event.crypttext_root_hash) == hashes_of(bytes(self.handed))
+            case events.AssignReceived(_call, storage_index):
+                assert self.assigned in (None, storage_index)
+                self.assigned = storage_index
+            case events.AbortReceived():
+                assert self.session.state in ENDED
+
+    def call(self, make: Any, *arguments: Any) -> None:
+        number, self.calls = self.calls, self.calls + 1
+        event = make(number, *arguments)
+        self.waiting[number] = event
+        self.tell(event, number)
+
+    # -- what a client does -----------------------------------------------------------------------------------
+
+    @rule(length=lengths)
+    def send_the_next_bytes(self, length: int) -> None:
+        start = self.session.received
+        self.call(events.PutReceived, start, CONTENT[start:start + length])
+
+    @rule(back=st.integers(1, 400), length=lengths)
+    def send_bytes_again_and_perhaps_some_more(self, back: int, length: int) -> None:
+        start = max(0, self.session.received - back)
+        self.call(events.PutReceived, start, CONTENT[start:start + length])
+
+    @rule(back=st.integers(1, 400), length=lengths, where=st.integers(0, 119))
+    def send_other_bytes(self, back: int, length: int, where: int) -> None:
+        start = max(0, self.session.received - back)
+        data = bytearray(CONTENT[start:start + length])
+        held = min(length, self.session.received - start)
+        if held:  # nothing tells a helper that new bytes are wrong
+            data[where % held] ^= 1
+            self.call(events.PutReceived, start, bytes(data))
+
+    @rule(offset=st.sampled_from([-1, 2**53, 2**63]) | st.integers(1, 50), length=st.sampled_from([0, 1, 121]))
+    def send_nonsense(self, offset: int, length: int) -> None:
+        start = self.session.received + offset if 0 < offset < 100 else offset
+        self.call(events.PutReceived, start, bytes(length))
+
+    @rule(storage_index=st.sampled_from([*INDEXES, b"", b"short"]))
+    def assign(self, storage_index: bytes) -> None:
+        self.call(events.AssignReceived, storage_index)
+
+    @rule(storage_index=st.sampled_from([INDEXES[0], INDEXES[0], INDEXES[1], b"short"]),
+          off=st.sampled_from([0, 0, 0, 0, 1, -1, -2**54]),
+          wrong=st.sampled_from(["", "", "", "flat", "root", "short"]))
+    def finish(self, storage_index: bytes, off: int, wrong: str) -> None:
+        flat, root = hashes_of(CONTENT[:self.session.received])
+        flat, root = (bytes(32) if wrong == "flat" else flat), (bytes(32) if wrong == "root" else root)
+        self.call(events.FinishReceived, self.session.received + off, storage_index, flat,
+                  root[:20] if wrong == "short" else root)
+
+    @rule()
+    def finish_as_it_should_be(self) -> None:
+        self.call(events.FinishReceived, self.session.received, self.assigned or INDEXES[0],
+                  *hashes_of(CONTENT[:self.session.received]))
+
+    @rule(mind=SELDOM)
+    def abort(self, mind: int) -> None:
+        if mind == 0:
+            self.call(events.AbortReceived)
+
+    # -- what happens -----------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.session.durable < len(self.handed) and not self.dropped)
+    @rule(part=st.floats(0, 1))
+    def bytes_become_durable(self, part: float) -> None:
+        left = len(self.handed) - self.session.durable
+        self.tell(events.Stored(self.session.durable + max(1, int(left * part))))
+
+    @precondition(lambda self: self.placed_under is not None)
+    @rule(part=st.sampled_from([0.0, 0.5, 0.9, 1.0, 1.0]))
+    def shares_are_pushed(self, part: float) -> None:
+        self.tell(events.PushedTo(int(part * self.session.durable)))
+
+    @precondition(lambda self: self.compares)
+    @rule()
+    def bytes_are_compared(self) -> None:
+        compare = self.compares.pop(0)
+        same = self.handed[compare.offset:compare.offset + len(compare.data)] == compare.data
+        self.tell(events.Compared(compare.call, same))
+
+    @precondition(lambda self: self.completes)
+    @rule()
+    def the_last_segment_is_hashed(self) -> None:
+        size = self.completes.pop(0).size
+        flat, root = hashes_of(CONTENT[:size])
+        self.tell(events.Completed(CiphertextHashes(size, flat, root), b"UEB of %d" % size))
+
+    @precondition(lambda self: self.sealing)
+    @rule()
+    def shares_are_ready(self) -> None:
+        self.sealing = False
+        self.tell(events.SharesReady())
+
+    @precondition(lambda self: self.recording)
+    @rule()
+    def the_decision_is_recorded(self) -> None:
+        self.recording = False
+        self.tell(events.PublishRecorded())
+
+    @precondition(lambda self: self.publishing)
+    @rule()
+    def enough_shares_close(self) -> None:
+        self.publishing = False
+        self.tell(events.AnswerRuleMet())
+        self.publishing = False
+
+    @precondition(lambda self: self.abandoning)
+    @rule()
+    def shares_are_let_go(self) -> None:
+        self.abandoning = False
+        self.tell(events.Abandoned())
+
+    @precondition(lambda self: self.placed_under is not None)
+    @rule(mind=SELDOM)
+    def servers_are_lost(self, mind: int) -> None:
+        if mind == 0 or self.session.state is State.PUBLISHING:
+            self.tell(events.TooFewServers(1, 2))
+
+    @rule(mind=SELDOM)
+    def nobody_calls(self, mind: int) -> None:
+        self.tell(events.IdleFor({0: 500, 1: 50}.get(mind, 5), 400, 40))
+
+    @rule(mind=SELDOM)
+    def something_breaks(self, mind: int) -> None:
+        if mind == 0:
+            self.tell(events.StoreFailed("EIO"))
+        elif mind == 1:
+            self.tell(events.Failed(errors.InternalError("KeyError")))
+
+    @rule()
+    def the_disk_and_servers_keep_up(self) -> None:
+        if self.session.durable < len(self.handed) and not self.dropped:
+            self.tell(events.Stored(len(self.handed)))
+        if self.placed_under is not None:
+            self.tell(events.PushedTo(self.session.durable))
+        while self.compares:
+            self.bytes_are_compared()
+
+    # -- what always holds --------------------------------------------------------------------------------------
+
+    @invariant()
+    def bounds_hold(self) -> None:
+        s = self.session
+        assert self.durable <= s.durable <= len(self.handed) <= s.received
+        assert s.received - s.durable <= LIMITS.credit
+        assert 0 <= s.credit <= LIMITS.credit
+        assert self.size is None or s.received <= self.size
+        assert s.received <= len(CONTENT)
+        assert (s.error is not None) == (s.state in ENDED)
+        held = sum(len(e.data) for e in self.waiting.values() if isinstance(e, events.PutReceived))
+        assert held <= 2 * LIMITS.credit + LIMITS.largest_message
+        self.durable = s.durable
+
+    def teardown(self) -> None:
+        """Everything that is under way happens at last: every call must get its answer."""
+        if not hasattr(self, "session"):
+            return
+        for _round in range(20):
+            self.the_disk_and_servers_keep_up()
+            for pending, happen in (("completes", self.the_last_segment_is_hashed), ("sealing", self.shares_are_ready),
+                                    ("recording", self.the_decision_is_recorded),
+                                    ("publishing", self.enough_shares_close), ("abandoning", self.shares_are_let_go)):
+                while getattr(self, pending):
+                    happen()
+        if self.session.state is State.OPEN:
+            self.call(events.AbortReceived)
+            self.shares_are_let_go()
+        assert not self.waiting
+        assert self.session.state in (*ENDED, State.FINISHED)
+
+
+SessionMachine.TestCase.settings = settings(stateful_step_count=60)
+TestSessionMachine = SessionMachine.TestCase

@@ -1,0 +1,543 @@
+"""Uploads by upload ID (helper/uploads.py): opening, finding, two at once, expiry, forgetting, counting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+import pytest
+from fakes import Fault
+from world import KEY, SI, SMALL, WireLink, World, begin, expected, outcome, plaintext
+
+from client_shim.cipher import Encryptor
+from client_shim.errors import HelperRefused
+from client_shim.helper_edge import HelperAnswer
+from helper.ciphertext import CiphertextHasher
+from helper.parameters import Parameters
+from helper.settings import Settings
+from helper.uploads import REMEMBERED_MAX, hashed_name
+
+PARAMETERS = Parameters(3, 7, 10, 1000)
+DATA = plaintext(3000)
+CIPHERTEXT = Encryptor(KEY).encrypt(DATA)
+HOUR, DAY = 3600, 86400
+
+
+def an_id(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with World() as world:
+        yield world
+
+
+class Caller:
+    """Calls a helper by hand, with one upload ID."""
+
+    def __init__(self, world: World, number: int = 1, link: WireLink | None = None) -> None:
+        self.world = world
+        self.upload_id = an_id(number)
+        self.link = link or world.link()
+
+    def __call__(self, method: str, *arguments: Any) -> HelperAnswer:
+        answer: HelperAnswer = self.world.run(getattr(self.link, method)(self.upload_id, *arguments))
+        return answer
+
+    def begin(self, method: str, *arguments: Any) -> list[Any]:
+        """Does not wait: the result will be in the list."""
+        return outcome(begin(getattr(self.link, method)(self.upload_id, *arguments)))
+
+    def refusal(self, method: str, *arguments: Any) -> HelperRefused:
+        with pytest.raises(HelperRefused) as caught:
+            self(method, *arguments)
+        return caught.value
+
+    def open(self, parameters: Parameters = PARAMETERS) -> HelperAnswer:
+        return self("open", parameters.to_wire())
+
+    def put_all(self) -> HelperAnswer:
+        return self("put_ciphertext", 0, CIPHERTEXT)
+
+    def finish(self) -> HelperAnswer:
+        return self("finish", *finish_arguments())
+
+    def state(self) -> str:
+        return bytes(self("status").fields["state"]).decode()
+
+
+def finish_arguments(data: bytes = CIPHERTEXT, si: bytes = SI) -> tuple[int, bytes, bytes, bytes]:
+    hasher = CiphertextHasher(PARAMETERS.k, PARAMETERS.max_segment_size)
+    hasher.update(data)
+    hashes = hasher.hashes()
+    return len(data), si, hashes.crypttext_hash, hashes.crypttext_root_hash
+
+
+def complete(world: World, number: int = 1) -> Caller:
+    caller = Caller(world, number)
+    caller.open()
+    caller.put_all()
+    caller.finish()
+    return caller
+
+
+# -- finding ------------------------------------------------------------------------------------------------
+
+CALLS: dict[str, tuple[Any, ...]] = {
+    "put_ciphertext": (0, b"data"), "status": (), "assign": (SI,), "finish": finish_arguments(), "abort": ()}
+
+
+def aborted(caller: Caller) -> None:
+    caller.open()
+    caller("abort")
+    caller.world.wait(caller.world.settings.result_retention + 2 * caller.world.settings.sweep_interval)
+
+
+def expired(caller: Caller) -> None:
+    caller.open()
+    caller.world.wait(caller.world.settings.empty_expiry + 2 * caller.world.settings.sweep_interval)
+    assert caller.refusal("finish", *finish_arguments()).code == "expired"
+    caller.world.wait(caller.world.settings.result_retention + 2 * caller.world.settings.sweep_interval)
+
+
+def finished(caller: Caller) -> None:
+    caller.open()
+    caller.put_all()
+    caller.finish()
+    caller.world.wait(caller.world.settings.result_retention + 2 * caller.world.settings.sweep_interval)
+
+
+@pytest.mark.parametrize("method", CALLS)
+@pytest.mark.parametrize("then", [aborted, expired, finished])
+def test_an_id_that_never_was_and_one_that_was_forgotten_get_the_same_answer(
+        world: World, method: str, then: Callable[[Caller], None]) -> None:
+    known, unknown = Caller(world, 1), Caller(world, 2)
+    then(known)
+    one, other = known.refusal(method, *CALLS[method]), unknown.refusal(method, *CALLS[method])
+    assert one.code == other.code == "unknown-upload"
+    assert (one.text(), one.fields()) == (other.text(), other.fields())
+
+
+@pytest.mark.parametrize("method", ["open", *CALLS])
+@pytest.mark.parametrize("length", [0, 31, 33, 64])
+def test_a_malformed_id_is_refused(world: World, method: str, length: int) -> None:
+    caller = Caller(world)
+    caller.upload_id = bytes(length)
+    arguments = CALLS.get(method, (PARAMETERS.to_wire(),))
+    refusal = caller.refusal(method, *arguments)
+    assert refusal.code == "bad-upload-id"
+    assert refusal.fields() == {"expected": 32, "came": length}
+
+
+def test_ten_thousand_probes_leave_nothing(world: World) -> None:
+    link = world.link()
+    before = vars(world.uploads).copy()
+    sizes = {name: len(value) for name, value in before.items() if hasattr(value, "__len__")}
+    for number in range(2000):
+        for method, arguments in CALLS.items():
+            assert Caller(world, number, link).refusal(method, *arguments).code == "unknown-upload"
+    assert {name: len(value) for name, value in vars(world.uploads).items() if hasattr(value, "__len__")} == sizes
+    assert not world.spool_files()
+    assert not any(server.asked for server in world.grid.servers)
+
+
+def test_refused_calls_on_an_open_upload_leave_nothing_either(world: World) -> None:
+    caller = Caller(world)
+    caller.open()
+    caller.put_all()
+    sizes = {name: len(value) for name, value in vars(world.uploads).items() if hasattr(value, "__len__")}
+    for number in range(100):
+        assert caller.refusal("assign", b"si %d" % number).code == "bad-storage-index"
+        wrong = finish_arguments(si=number.to_bytes(16, "big"))
+        assert caller.refusal("finish", wrong[0] + 1, *wrong[1:]).code == "size-mismatch"
+    assert {name: len(value) for name, value in vars(world.uploads).items() if hasattr(value, "__len__")} == sizes
+
+
+# -- opening ------------------------------------------------------------------------------------------------
+
+
+def test_open_says_what_the_client_may_do(world: World) -> None:
+    answer = Caller(world).open(attrs.evolve(PARAMETERS, size=3000))
+    assert answer.code == "ok"
+    assert answer.fields == {
+        "state": b"open", "received": 0, "durable": 0, "credit": SMALL.credit, "pushed": 0, "paused": 0,
+        "storage-index-needed": 1, "size": 3000, "largest-message": SMALL.largest_message, "servers": 10}
+    assert answer.shares == []
+
+
+def test_open_may_be_repeated_with_the_same_parameters_in_any_state(world: World) -> None:
+    caller = Caller(world)
+    first = caller.open()
+    assert caller.open() == first
+    caller.put_all()
+    assert caller.open().fields["durable"] == 3000
+    caller("assign", SI)
+    assert caller.open().fields["storage-index-needed"] == 0
+    caller.finish()
+    assert caller.open().fields["state"] == b"finished"
+    assert len(caller.open().shares) == 10
+    assert world.uploads.counters["opened"] == 1
+
+
+@pytest.mark.parametrize(("field", "value"), [("k", 2), ("happy", 6), ("n", 9), ("max_segment_size", 999), ("size", 5)])
+def test_a_repeated_open_with_other_parameters_is_refused(world: World, field: str, value: int) -> None:
+    caller = Caller(world)
+    caller.open()
+    refusal = caller.refusal("open", attrs.evolve(PARAMETERS, **{field: value}).to_wire())
+    assert refusal.code == "parameters-differ"
+    before = getattr(PARAMETERS, field)
+    assert refusal.fields() == {
+        "field": field.replace("_", "-"), "expected": -1 if before is None else before, "came": value}
+    assert caller.state() == "open"
+
+
+@pytest.mark.parametrize("wrong", [{b"k": 0}, {b"k": 11}, {b"happy": 11}, {b"n": 257}, {b"max-segment-size": 2**23 + 1},
+                                   {b"size": -1}, {b"size": 2**53 + 1}, {b"color": 1}])
+def test_bad_parameters_are_refused_and_open_nothing(world: World, wrong: dict[bytes, int]) -> None:
+    caller = Caller(world)
+    assert caller.refusal("open", {**PARAMETERS.to_wire(), **wrong}).code == "bad-argument"
+    assert caller.refusal("status").code == "unknown-upload"
+
+
+def test_two_opens_of_one_id_at_once_are_one_upload(world: World) -> None:
+    for server in world.grid.servers[5:]:
+        server.disconnect()
+    caller = Caller(world)
+    first, second = caller.begin("open", PARAMETERS.to_wire()), caller.begin("open", PARAMETERS.to_wire())
+    other = caller.begin("open", attrs.evolve(PARAMETERS, k=2).to_wire())
+    world.wait(1)
+    for server in world.grid.servers[5:]:
+        server.reconnect()
+    world.wait(1)
+    assert first[0] == second[0]
+    assert other[0].value.code == "parameters-differ"
+    assert world.uploads.counters["opened"] == 1
+
+
+def test_a_helper_that_just_started_waits_ten_seconds_for_servers_and_then_says_how_many(world: World) -> None:
+    for server in world.grid.servers[6:]:
+        server.disconnect()
+    results = Caller(world).begin("open", PARAMETERS.to_wire())
+    world.wait(9.9)
+    assert not results
+    world.wait(0.3)
+    refusal = results[0].value
+    assert refusal.code == "too-few-servers"
+    assert refusal.fields() == {"have": 6, "need": 7}
+    assert "6" in refusal.text()
+    assert Caller(world).refusal("status").code == "unknown-upload"
+
+
+def test_a_helper_that_runs_for_long_says_so_at_once(world: World) -> None:
+    world.wait(60)
+    world.grid.servers = world.grid.servers[:6]
+    results = Caller(world).begin("open", PARAMETERS.to_wire())
+    world.turn()
+    assert results[0].value.code == "too-few-servers"
+
+
+def test_full_and_read_only_servers_do_not_count(world: World) -> None:
+    world.wait(60)
+    for server in world.grid.servers[:4]:
+        server.writable = False
+    refusal = Caller(world).refusal("open", PARAMETERS.to_wire())
+    assert refusal.fields() == {"have": 6, "need": 7}
+
+
+def test_too_many_uploads_are_refused_until_one_ends() -> None:
+    with World(settings=attrs.evolve(SMALL, uploads_max=3)) as world:
+        for number in range(3):
+            Caller(world, number).open()
+        refusal = Caller(world, 4).refusal("open", PARAMETERS.to_wire())
+        assert (refusal.code, refusal.fields()) == ("too-many-uploads", {"limit": 3})
+        Caller(world, 1).open()  # a repeat is no new upload
+        Caller(world, 0)("abort")
+        Caller(world, 4).open()
+
+
+def test_opening_costs_the_grid_nothing(world: World) -> None:
+    for number in range(50):
+        caller = Caller(world, number)
+        caller.open()
+        caller("put_ciphertext", 0, bytes(SMALL.contact_after - 1))
+        caller("assign", number.to_bytes(16, "big"))
+    world.wait(10)
+    assert not any(server.asked for server in world.grid.servers)
+
+
+# -- one storage index --------------------------------------------------------------------------------------
+
+
+def test_two_uploads_cannot_have_one_storage_index(world: World) -> None:
+    one, other = Caller(world, 1), Caller(world, 2)
+    one.open()
+    other.open()
+    one("assign", SI)
+    assert other.refusal("assign", SI).code == "storage-index-busy"
+    other.put_all()
+    assert other.refusal("finish", *finish_arguments()).code == "storage-index-busy"
+    assert other.state() == "open"
+    one("assign", SI)
+
+
+def test_a_storage_index_is_free_again_when_its_upload_has_ended(world: World) -> None:
+    one, other = Caller(world, 1), Caller(world, 2)
+    one.open()
+    one("assign", SI)
+    one("abort")
+    other.open()
+    other("assign", SI)
+
+
+def test_a_refused_finish_does_not_keep_others_from_its_storage_index(world: World) -> None:
+    one, other = Caller(world, 1), Caller(world, 2)
+    one.open()
+    one.put_all()
+    size, si, flat, root = finish_arguments()
+    assert one.refusal("finish", size + 1, si, flat, root).code == "size-mismatch"
+    assert one.refusal("finish", size, si, flat, bytes(32)).code == "hash-mismatch"
+    other.open()
+    other("assign", si)
+    assert one.refusal("finish", size, si, flat, root).code == "storage-index-busy"
+    one("finish", size, bytes(16), flat, root)
+
+
+def test_the_same_file_may_be_uploaded_twice_one_after_the_other(world: World) -> None:
+    ueb = complete(world, 1).finish().fields["ueb"]
+    world.wait(1)
+    assert complete(world, 2).finish().fields["ueb"] == ueb == expected(DATA, PARAMETERS).ueb
+    world.wait(1)
+    world.check_shares(expected(DATA, PARAMETERS))
+
+
+# -- finish -------------------------------------------------------------------------------------------------
+
+
+def test_finish_with_wrong_hashes_changes_nothing_and_the_upload_can_go_on(world: World) -> None:
+    caller = Caller(world)
+    caller.open()
+    caller("put_ciphertext", 0, CIPHERTEXT[:2500])
+    before = caller("status")
+    size, si, flat, root = finish_arguments(CIPHERTEXT[:2500])
+    assert caller.refusal("finish", size, si, root, flat).code == "hash-mismatch"
+    assert caller("status") == before
+    caller("put_ciphertext", 2500, CIPHERTEXT[2500:])
+    assert caller.finish().fields["ueb"] == expected(DATA, PARAMETERS).ueb
+    world.wait(1)
+    world.check_shares(expected(DATA, PARAMETERS))
+
+
+def test_a_refused_finish_that_came_before_its_bytes_were_durable_changes_nothing(world: World) -> None:
+    caller = Caller(world)
+    caller.open()
+    world.hold_work()
+    stored = caller.begin("put_ciphertext", 0, CIPHERTEXT)
+    size, _si, flat, root = finish_arguments()
+    refused = caller.begin("finish", size, bytes(16), root, flat)
+    world.turn()
+    world.release_work()
+    world.turn()
+    assert stored[0].fields["durable"] == 3000
+    assert refused[0].value.code == "hash-mismatch"
+    assert not any(server.asked for server in world.grid.servers)
+    caller.finish()
+    world.wait(1)
+    world.check_shares(expected(DATA, PARAMETERS))
+
+
+def test_finish_may_be_repeated_and_tells_the_shares_of_the_moment(world: World) -> None:
+    slow = world.grid.servers[0]
+    slow.latency = 5.0
+    caller = complete(world)
+    before = caller.finish()
+    assert {share.state for share in before.shares} > {"closed"}
+    world.wait(120)
+    after = caller.finish()
+    assert after.fields == before.fields == {"state": b"finished", "ueb": expected(DATA, PARAMETERS).ueb}
+    assert {share.state for share in after.shares} == {"closed"}
+    assert {share.position for share in after.shares} == {3000}
+
+
+# -- ends ---------------------------------------------------------------------------------------------------
+
+
+def test_results_are_kept_for_a_while_and_then_forgotten(world: World) -> None:
+    caller = complete(world)
+    world.wait(SMALL.result_retention - HOUR)
+    assert caller.finish().fields["ueb"]
+    world.wait(SMALL.result_retention - HOUR)  # a call is a sign that somebody is still interested
+    assert caller.state() == "finished"
+    world.wait(SMALL.result_retention + 2 * SMALL.sweep_interval)
+    assert caller.refusal("status").code == "unknown-upload"
+
+
+def test_only_so_many_results_are_kept() -> None:
+    with World(settings=attrs.evolve(SMALL, uploads_max=20_000)) as world:
+        link = world.link()
+        first = REMEMBERED_MAX + 20
+        for number in range(first):
+            Caller(world, number, link).open()
+            Caller(world, number, link)("abort")
+        world.wait(2 * SMALL.sweep_interval)
+        assert Caller(world, 19).refusal("status").code == "unknown-upload"
+        assert Caller(world, 20).state() == "aborted"
+
+
+def test_idle_uploads_expire(world: World) -> None:
+    empty, begun = Caller(world, 1), Caller(world, 2)
+    empty.open()
+    begun.open()
+    begun.put_all()
+    begun("assign", SI)
+    world.wait(SMALL.empty_expiry + 2 * SMALL.sweep_interval)
+    assert empty.state() == "expired"
+    assert begun.state() == "open"
+    assert empty("status").fields["reason"] == b"expired"
+    assert world.grid.leftovers()
+    world.wait(SMALL.idle_expiry + 2 * SMALL.sweep_interval)
+    refusal = begun.refusal("put_ciphertext", 3000, b"more")
+    assert refusal.code == "expired"
+    assert int(refusal.fields()["idle-seconds"]) >= 7 * DAY
+    world.check_nothing_left()
+
+
+def test_any_call_keeps_an_upload_from_expiring(world: World) -> None:
+    caller = Caller(world)
+    caller.open()
+    for call in (caller.open, caller.state, caller.open):
+        world.wait(SMALL.empty_expiry - 2 * SMALL.sweep_interval)
+        call()
+    world.wait(SMALL.empty_expiry - 2 * SMALL.sweep_interval)
+    assert caller.state() == "open"
+
+
+def test_abort_leaves_nothing_and_says_so_again(world: World) -> None:
+    caller = Caller(world)
+    caller.open()
+    caller("assign", SI)
+    caller.put_all()
+    assert world.spool_files()
+    assert caller("abort").fields == {"state": b"aborted"}
+    world.check_nothing_left()
+    assert caller("abort").fields == {"state": b"aborted"}
+    assert caller("status").fields["reason"] == b"aborted"
+    assert caller.refusal("put_ciphertext", 0, CIPHERTEXT).code == "aborted"
+
+
+def test_abort_waits_for_servers_but_not_for_ever(world: World) -> None:
+    caller = Caller(world)
+    caller.open()
+    caller("assign", SI)
+    caller.put_all()
+    world.grid.servers[3].hang()
+    before = world.clock.seconds()
+    caller("abort")
+    assert world.clock.seconds() - before == pytest.approx(5)
+    assert world.grid.leftovers() == ["server3"]
+
+
+def test_when_the_last_share_is_closed_the_spool_is_empty(world: World) -> None:
+    complete(world)
+    world.wait(1)
+    assert not world.spool_files()
+
+
+def test_an_upload_that_is_forgotten_takes_nothing_with_it_that_still_hangs(world: World) -> None:
+    """A hung server keeps a share, and so the spool, from being done with; but not for ever."""
+    world.grid.servers[0].plan("publish", 1, Fault.HANG)
+    complete(world)
+    world.wait(HOUR)
+    assert world.spool_files()
+    world.wait(SMALL.result_retention + 2 * SMALL.sweep_interval)
+    assert not world.spool_files()
+
+
+# -- counting -----------------------------------------------------------------------------------------------
+
+
+def test_counters(world: World) -> None:
+    complete(world, 1)
+    caller = Caller(world, 2)
+    caller.open()
+    caller("put_ciphertext", 0, bytes(1000))
+    caller("put_ciphertext", 500, bytes(500))  # a repeat
+    caller.refusal("put_ciphertext", 2000, bytes(100))
+    assert world.uploads.counters == {"opened": 2, "finished": 1, "bytes_received": 4000}
+    assert world.uploads.get_stats() == {
+        "streaming_helper.opened": 2, "streaming_helper.finished": 1, "streaming_helper.bytes_received": 4000,
+        "streaming_helper.open": 1}
+
+
+def test_an_upload_whose_finish_is_asked_for_twice_is_counted_once(world: World) -> None:
+    caller = Caller(world)
+    caller.open()
+    caller.put_all()
+    for results in [caller.begin("finish", *finish_arguments()) for _ in range(3)]:
+        world.wait(1)
+        assert results[0].fields["state"] == b"finished"
+    assert world.uploads.counters["finished"] == 1
+
+
+def test_an_upload_that_is_finished_while_nobody_asks_is_counted(world: World) -> None:
+    caller = Caller(world)
+    caller.open()
+    caller.put_all()
+    for server in world.grid.servers:
+        server.plan("publish", 1, Fault.DISCONNECT)
+    assert caller("finish", *finish_arguments()).code == "waiting"
+    for server in world.grid.servers:
+        server.reconnect()
+    world.wait(60)
+    assert caller.state() == "finished"
+    assert world.uploads.counters["finished"] == 1
+
+
+# -- the helper stops ---------------------------------------------------------------------------------------
+
+
+def test_a_helper_that_stops_ends_every_upload_and_lets_go_of_shares(world: World) -> None:
+    one, other, done = Caller(world, 1), Caller(world, 2), complete(world, 3)
+    one.open()
+    one("assign", bytes(16))
+    one.put_all()
+    other.open()
+    waiting = one.begin("put_ciphertext", 3000, bytes(10))
+    assert world.grid.leftovers()
+    world.run(world.uploads.stop())
+    assert waiting[0].value.code == "helper-stopping"
+    assert not world.grid.leftovers()
+    assert not world.spool_files()
+    assert one.refusal("put_ciphertext", 3000, bytes(10)).code == "helper-stopping"
+    assert other.refusal("finish", *finish_arguments()).code == "helper-stopping"
+    assert Caller(world, 4).refusal("open", PARAMETERS.to_wire()).code == "helper-stopping"
+    assert done.finish().fields["ueb"]
+    assert not world.clock.getDelayedCalls()
+
+
+def test_a_helper_that_stops_does_not_wait_for_a_hung_server(world: World) -> None:
+    caller = Caller(world)
+    caller.open()
+    caller("assign", SI)
+    caller.put_all()
+    world.grid.servers[3].hang()
+    world.run(world.uploads.stop(), patience=10)
+
+
+# -- names --------------------------------------------------------------------------------------------------
+
+
+def test_the_name_of_an_upload_is_a_hash_of_its_id(world: World) -> None:
+    caller = Caller(world)
+    caller.open()
+    caller.put_all()
+    (path,) = world.spool_files()
+    assert path.name == hashed_name(an_id(1))
+    assert len(path.name) == 52
+    assert set(path.name) <= set("abcdefghijklmnopqrstuvwxyz234567")
+
+
+def test_settings_of_these_tests_are_the_defaults_but_for_sizes() -> None:
+    assert Settings().server_wait == SMALL.server_wait == 10
+    assert Settings().result_retention == SMALL.result_retention
