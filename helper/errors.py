@@ -98,6 +98,17 @@ class TooFewServers(Refusal):
 
 
 @attrs.define(eq=False, str=False)
+class TooFewShares(Refusal):
+    code = "too-few-shares"
+    have: int
+    need: int
+
+    def text(self) -> str:
+        return (f"{self.have} shares can be placed, but shares.needed is {self.need}; "
+                "more storage servers are needed, or servers with more room")
+
+
+@attrs.define(eq=False, str=False)
 class MessageTooLarge(Refusal):
     code = "message-too-large"
     limit: int
@@ -280,7 +291,7 @@ BY_CODE: dict[str, type[StreamingError]] = {
     cls.code: cls
     for cls in (
         BadArgument, BadUploadId, UnknownUpload, ParametersDiffer, TooManyUploads, TooFewServers,
-        MessageTooLarge, OffsetGap, ConflictingData, CreditExceeded, SizeExceeded, SizeMismatch,
+        TooFewShares, MessageTooLarge, OffsetGap, ConflictingData, CreditExceeded, SizeExceeded, SizeMismatch,
         LiteralSize, BadStorageIndex, StorageIndexConflict, StorageIndexBusy, HashMismatch,
         AlreadyFinishing, AlreadyPublishing, Aborted, Expired, SpoolFailed, HelperStopping, InternalError,
     )

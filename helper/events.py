@@ -92,7 +92,15 @@ class AnswerRuleMet:
 
 @attrs.frozen
 class TooFewServers:
-    """Shares can be placed on no more than `have` servers (or share numbers) of `need`."""
+    """Shares can be placed on no more than `have` servers of `need`."""
+
+    have: int
+    need: int
+
+
+@attrs.frozen
+class TooFewShares:
+    """No more than `have` shares of `need` can be placed."""
 
     have: int
     need: int

@@ -13,7 +13,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from helper.events import TooFewServers
+from helper.events import TooFewServers, TooFewShares
 from helper.parameters import Parameters
 from helper.pipeline import Pipeline
 from helper.placement import Allocation, AllocationPolicy, first_placement, happiness, new_home
@@ -27,7 +27,7 @@ RETRY_INTERVAL = 5
 class ShareHomes:
     """Keeps every share of `shares` on some server, as far as there are any.
 
-    Calls `on_change` when a share can be pushed or has moved, `tell` with TooFewServers when the answer
+    Calls `on_change` when a share can be pushed or has moved, `tell` with TooFewServers or TooFewShares when the answer
     rule cannot be met, and `on_broken` with a Failure that no server is to blame for.
     """
 
@@ -187,7 +187,7 @@ class ShareHomes:
         if have < happy:
             self._tell(TooFewServers(have, happy))
         elif len(live) < k:
-            self._tell(TooFewServers(len(live), k))
+            self._tell(TooFewShares(len(live), k))
         else:
             return
         if self.must_complete and not self.stopped and not (self._retry_call and self._retry_call.active()):

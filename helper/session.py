@@ -44,6 +44,7 @@ from helper.events import (
     Stored,
     StoreFailed,
     TooFewServers,
+    TooFewShares,
 )
 from helper.interfaces import HASH_SIZE, LITERAL_MAX, SIZE_MAX, STORAGE_INDEX_SIZE
 from helper.parameters import Parameters
@@ -124,7 +125,7 @@ class Session:
             Compared: self._compared, PushedTo: self._pushed_to, AssignReceived: self._assign,
             FinishReceived: self._finish_received, Completed: self._completed, SharesReady: self._shares_ready,
             PublishRecorded: self._publish_recorded, AnswerRuleMet: self._answer_rule_met,
-            TooFewServers: self._too_few_servers, AbortReceived: self._abort,
+            TooFewServers: self._too_few_servers, TooFewShares: self._too_few_servers, AbortReceived: self._abort,
             Abandoned: self._was_abandoned, IdleFor: self._idle_for, Failed: self._failed,
         }
 
@@ -355,9 +356,10 @@ class Session:
 
     # -- ends ----------------------------------------------------------------------------------------
 
-    def _too_few_servers(self, event: TooFewServers) -> list[Command]:
+    def _too_few_servers(self, event: TooFewServers | TooFewShares) -> list[Command]:
         if self.state in _BEFORE_PUBLISHING:
-            return self._end(State.FAILED, errors.TooFewServers(event.have, event.need))
+            error = errors.TooFewShares if isinstance(event, TooFewShares) else errors.TooFewServers
+            return self._end(State.FAILED, error(event.have, event.need))
         if self.state is State.PUBLISHING:
             calls, self._finish_calls = self._finish_calls, []
             waiting: dict[str, int | str | bytes] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -44,6 +45,7 @@ from grid_tools import (
     wait_for_incoming,
     wait_until_clean,
 )
+from slow_link import SlowLink, location, through
 
 from client_shim.blocking import UploadFile
 from client_shim.errors import HelperLost, HelperRefused
@@ -254,6 +256,78 @@ def test_program_whose_helper_ends(helper: HelperNode) -> None:
 def write_forever(f: UploadFile) -> NoReturn:
     while True:
         f.write(bytes(100_000))
+
+
+# -- the client ends during an upload ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient_helper(shared: SharedGrid) -> Iterator[NodeProcess]:
+    """Gives up uploads that are idle for three seconds."""
+    settings = "[helper]\nidle-expiry = 3 seconds\nempty-expiry = 3 seconds\nsweep-interval = 1 second\n"
+    with further_helper(shared.grid, "impatient-helper", settings=settings) as helper:
+        yield helper
+
+
+def test_killed_client_is_swept_at_expiry(shared: SharedGrid, impatient_helper: NodeProcess, tmp_path: Path) -> None:
+    shares = share_paths(shared.grid)
+    with put_in_progress(client_directory(tmp_path / "client", helper_furl(impatient_helper)), "-") as process:
+        feed(process, os.urandom(2 * MiB))
+        wait_for_incoming(shared.grid, SERVERS)
+    assert len(spool_of(impatient_helper)) == 1
+    wait_until_clean(shared.grid, impatient_helper, shares)
+
+
+def test_link_that_breaks(shared: SharedGrid, impatient_helper: NodeProcess, tmp_path: Path) -> None:
+    furl = helper_furl(impatient_helper)
+    shares = share_paths(shared.grid)
+    with SlowLink(*location(furl), rate=5_000_000, delay=0.01) as link:
+        directory = client_directory(tmp_path / "client", through(furl, link))
+        with put_in_progress(directory, "--json", "-") as process:
+            feed(process, os.urandom(2 * MiB))
+            wait_for_incoming(shared.grid, SERVERS)
+            link.cut()
+            assert process.wait(30) == 1
+            end_of(process).failed_with("helper-lost")
+    wait_until_clean(shared.grid, impatient_helper, shares)
+
+
+# -- disks that are full -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def files_limited(node: NodeProcess, size: int) -> Iterator[None]:
+    """The node's process cannot write files beyond `size` bytes: a write says that the file is too big."""
+    before = resource.prlimit(node.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        resource.prlimit(node.pid, resource.RLIMIT_FSIZE, before)
+
+
+def test_helper_whose_disk_is_full(shared: SharedGrid, tmp_path: Path) -> None:
+    shares = share_paths(shared.grid)
+    with further_helper(shared.grid, "full-helper") as helper:
+        directory = client_directory(tmp_path / "client", helper_furl(helper))
+        with files_limited(helper, 2 * MiB):
+            told = put(directory, "--json", "-", stdin=os.urandom(5 * MiB)).failed_with("spool-failed")
+            assert "EFBIG" in told["text"]
+            assert str(helper.directory) not in told["text"]
+            wait_until_clean(shared.grid, helper, shares)
+            assert put(directory, "-", stdin=os.urandom(MiB)).cap, "what fits is stored"
+        data = os.urandom(3 * MiB)
+        assert_stored(shared, put(directory, "-", stdin=data).cap, data)
+
+
+def test_storage_server_whose_disk_is_full(shared: SharedGrid) -> None:
+    data = os.urandom(6 * MiB)
+    with files_limited(shared.grid.storage[3], 200_000):
+        cap = put(shared.grid.client.directory, "-", stdin=data).cap
+        wait_for_shares(shared, cap, N)
+        assert {share.server for share in shared.grid.shares(storage_index(cap))} == set(range(SERVERS)) - {3}
+        assert shared.grid.incoming_shares() == []
+    assert download(shared.plain_client, cap) == data
+    assert_healthy(check(shared.plain_client, cap), servers=SERVERS - 1)
 
 
 # -- storage servers end or hang during an upload ----------------------------------------------------------

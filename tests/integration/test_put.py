@@ -31,6 +31,7 @@ from grid_tools import (
     share_paths,
     shared_grid,
     spool_of,
+    start_put,
     wait_for,
     wait_for_incoming,
     wait_until_clean,
@@ -85,6 +86,21 @@ def test_file_as_standard_input(shared: SharedGrid, client: Path, tmp_path: Path
     with (tmp_path / "file").open("rb") as stdin:
         done = subprocess.run(command, stdin=stdin, capture_output=True, check=True, timeout=60)
     assert download(shared.grid.client, done.stdout.decode().strip()) == data
+
+
+def test_named_pipe(shared: SharedGrid, client: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    data = os.urandom(2 * MiB)
+    with put_in_progress(client, tmp_path / "fifo") as process:
+        with (tmp_path / "fifo").open("wb") as f:
+            f.write(data)
+        assert download(shared.grid.client, end_of(process).cap) == data
+
+
+def test_nothing_as_standard_input(client: Path) -> None:
+    """As from cron."""
+    process = start_put(client, "-", stdin=subprocess.DEVNULL)
+    assert end_of(process).cap == "URI:LIT:"
 
 
 def test_json_lines(client: Path, tmp_path: Path) -> None:

@@ -111,6 +111,27 @@ def test_program_with_the_blocking_file(shared: SharedGrid, size: int, declared:
     assert_shares_are_stocks(shared, cap, data, exact=declared)
 
 
+@pytest.mark.parametrize(("k", "n"), [(1, 1), (2, 3), (3, 10), (71, 255)])
+def test_other_encodings(shared: SharedGrid, tmp_path: Path, k: int, n: int) -> None:
+    servers = min(n, SERVERS)
+    directory = client_directory(tmp_path / "client", shared.grid.helper_furl, k=k, happy=servers, n=n)
+    data = os.urandom(2 * MiB + 345)
+    cap = put(directory, "-", stdin=data).cap
+    stock = by_stock(cap, data)
+    assert stock.cap.decode() == cap
+    # `finish` is answered 50 ms after the last share closed, if there are enough.
+    shares = wait_for("every share", lambda: at_least(n, shared.grid.shares(storage_index(cap))))
+    for share in shares:
+        assert starts_with_and_zeros_after(share, stock.shares[share.number])
+    for reader in shared.readers:
+        assert download(reader, cap) == data
+        assert_healthy(check(reader, cap), shares=n, servers=servers)
+
+
+def at_least(count: int, shares: list[ShareFile]) -> list[ShareFile] | None:
+    return shares if len(shares) >= count else None
+
+
 def test_the_same_file_twice_has_two_caps(shared: SharedGrid, tmp_path: Path) -> None:
     data = os.urandom(1000)
     assert stream_pipe(shared, tmp_path, data) != stream_pipe(shared, tmp_path, data)

@@ -55,6 +55,7 @@ from helper.errors import (
     StorageIndexConflict,
     StreamingError,
     TooFewServers,
+    TooFewShares,
     TooManyUploads,
     UnknownUpload,
     fault_of,
@@ -74,6 +75,8 @@ OF_THE_HELPER: list[tuple[StreamingError, str, str]] = [
      "this upload was opened with size = 0, now unknown; use a new upload ID for another upload"),
     (TooManyUploads(10000), "too-many-uploads",
      "the helper already has 10000 uploads open, its limit; try again later"),
+    (TooFewShares(2, 3), "too-few-shares",
+     "2 shares can be placed, but shares.needed is 3; more storage servers are needed, or servers with more room"),
     (TooFewServers(3, 7), "too-few-servers",
      ("shares can be placed on 3 storage servers, but shares.happy asks for 7; more servers are needed, or a "
       "smaller shares.happy")),

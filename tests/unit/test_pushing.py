@@ -550,7 +550,7 @@ def test_fewer_share_numbers_than_k_are_too_few_as_well() -> None:
             server.plan("allocate", 1, Fault.REFUSE)
             server.plan("allocate", 2, Fault.REFUSE)
         error = refusal(world, world.upload(parameters), DATA)
-        assert error.code == "too-few-servers"
+        assert error.code == "too-few-shares"
 
 
 def test_publication_never_gives_up_and_ends_when_servers_come_back(world: World) -> None:

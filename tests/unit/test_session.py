@@ -41,6 +41,7 @@ from helper.events import (
     Stored,
     StoreFailed,
     TooFewServers,
+    TooFewShares,
 )
 from helper.interfaces import SIZE_MAX
 from helper.parameters import Parameters
@@ -707,6 +708,12 @@ def too_few_servers_while_open_end_the_upload(p: Playbook) -> None:
     p.is_as(state=State.FAILED)
     p.on(put(3, 110, 10), refused(3, "too-few-servers", **TOO_FEW))
     p.on(finish(4, 110), refused(4, "too-few-servers", **TOO_FEW))
+
+
+@playbook()
+def too_few_shares_end_the_upload(p: Playbook) -> None:
+    p.given(put(2, 0, 10))
+    p.on(TooFewShares(2, 3), refused(2, "too-few-shares", have=2, need=3), *END)
 
 
 @playbook()
