@@ -197,13 +197,13 @@ class SpoolFile:
         position = len(self._starts) * _RECORD.size + written
         for record in _records(batch):
             length = sum(map(len, record))
-            _pwrite_all(self._fd, [_header(written, length, record), *record], position)
+            pwrite_all(self._fd, [_header(written, length, record), *record], position)
             starts.append(written)
             written += length
             position += _RECORD.size + length
         os.fdatasync(self._fd)
         if created:
-            _fsync_directory(self._path.parent)
+            fsync_directory(self._path.parent)
         self._ends.extend([*starts[1:], written])
         self._starts.extend(starts)
         self._written = written
@@ -230,7 +230,7 @@ def _header(offset: int, length: int, pieces: list[bytes]) -> bytes:
     return _RECORD.pack(_MAGIC, offset, length, crc)
 
 
-def _pwrite_all(fd: int, pieces: list[bytes], position: int) -> None:
+def pwrite_all(fd: int, pieces: list[bytes], position: int) -> None:
     """Write all pieces at `position`, however few bytes the system takes at a time."""
     views = [memoryview(piece) for piece in pieces]
     while views:
@@ -255,7 +255,7 @@ def _pread_exactly(fd: int, length: int, position: int) -> bytes:
     return b"".join(parts)
 
 
-def _fsync_directory(directory: Path) -> None:
+def fsync_directory(directory: Path) -> None:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

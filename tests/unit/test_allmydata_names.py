@@ -24,6 +24,7 @@ from allmydata.immutable.layout import ReadBucketProxy
 from allmydata.immutable.offloaded import Helper
 from allmydata.interfaces import RIBucketWriter, RIStorageServer
 from allmydata.node import _Config
+from allmydata.storage.server import StorageServer
 from allmydata.storage_client import NativeStorageServer, StorageFarmBroker
 
 ROOT = Path(__file__).parents[2]
@@ -61,10 +62,17 @@ NODE = {
     "allmydata.client.read_config": {"helper/service.py"},
     "allmydata.immutable.layout.ReadBucketProxy": {"helper/stock.py"},
     "allmydata.immutable.offloaded.Helper": {"helper/foolscap_edge.py"},
-    "allmydata.interfaces.IStatsProducer": {"helper/service.py"},
+    "allmydata.interfaces.IAnnounceableStorageServer": {"helper/staging_plugin.py"},
+    "allmydata.interfaces.IFoolscapStoragePlugin": {"helper/staging_plugin.py"},
+    "allmydata.interfaces.IStatsProducer": {"helper/service.py", "helper/staging_plugin.py"},
     "allmydata.scripts.tahoe_run.get_pidfile": {"helper/service.py"},
     "allmydata.scripts.tahoe_run.identify_node_type": {"helper/service.py"},
     "allmydata.scripts.tahoe_run.on_stdin_close": {"helper/service.py"},
+    "allmydata.storage.common.storage_index_to_dir": {"helper/staging.py"},
+    "allmydata.storage.immutable.ShareFile": {"helper/staged_share.py"},
+    "allmydata.storage.immutable_schema.NEWEST_SCHEMA_VERSION": {"helper/staged_share.py"},
+    "allmydata.storage.lease.LeaseInfo": {"helper/staged_share.py", "helper/staging.py"},
+    "allmydata.storage.server.DEFAULT_RENEWAL_TIME": {"helper/staging.py"},
     "allmydata.util.configutil.UnknownConfigError": {"helper/service.py"},
     "allmydata.util.pid.InvalidPidFile": {"helper/service.py"},
     "allmydata.util.pid.ProcessInTheWay": {"helper/service.py"},
@@ -106,6 +114,10 @@ OBJECTS = {
         "get_available_space", "get_rref", "get_storage_server"},
     (NativeStorageServer, "helper/stock.py", "self.native"): {
         "get_lease_seed", "get_name", "get_rref", "get_serverid"},
+    (StorageServer, "helper/staging.py", "self._stock"): {
+        "allocated_size", "get_available_space", "incomingdir", "my_nodeid", "readonly_storage", "sharedir"},
+    (StorageServer, "helper/staging.py", "stock"): {"storedir"},
+    (StorageServer, "helper/staging_plugin.py", "stock"): {"stats_provider"},
     (ReadBucketProxy, "helper/stock.py", "self.proxy"): {"get_block_data", "get_uri_extension"},
     (_Config, "helper/service.py", "self.config"): {"get_config_path", "get_private_path"},
     (_Config, "helper/service.py", "config"): {"config", "get_config"},

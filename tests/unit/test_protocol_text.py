@@ -10,11 +10,13 @@ from allmydata.util import hashutil
 
 from client_shim.cipher import Encryptor
 from client_shim.verify import cap_of
+from helper import staging_errors
 from helper.encoder import Encoder
 from helper.errors import BY_CODE
 from helper.parameters import Parameters
 from helper.session import TRANSITIONS, State
 from helper.spool import Spool
+from helper.staging_records import StagedState
 from helper.uploads import hashed_name
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +81,17 @@ def test_fields_of_codes() -> None:
         listed = set(re.findall(r"[a-z-]+", line.group(1).split("(")[0])) - {"none"}
         fields = {a.name.replace("_", "-") for a in cls.__attrs_attrs__}  # type: ignore[attr-defined]
         assert listed == fields, code
+
+
+def test_codes_and_states_of_staging() -> None:
+    listed = dict(re.findall(r"^    ([a-z]+(?:-[a-z]+)*)  +(.*)$", section(18), re.M))
+    ours = {code: cls for code, cls in staging_errors.BY_CODE.items() if code not in BY_CODE}
+    assert set(listed) == set(ours)
+    for code, cls in ours.items():
+        fields = {a.name.replace("_", "-") for a in cls.__attrs_attrs__}  # type: ignore[attr-defined]
+        assert set(listed[code].split(", ")) - {"none"} == fields, code
+    states = re.findall(r"^    ([a-z]+)   +\S", section(17), re.M)
+    assert states == [state.value for state in StagedState]
 
 
 def test_states_and_transitions() -> None:

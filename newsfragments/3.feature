@@ -1,0 +1,2 @@
+A Tahoe storage plugin, `tahoe-streaming-staging-v1`, keeps shares that have no storage index yet, through disconnects
+and restarts of the storage node, and publishes them as ordinary shares. The helper does not use it yet.
