@@ -385,18 +385,6 @@ def test_after_an_abort(upload: Upload) -> None:
 # -- too few servers ---------------------------------------------------------------------------------------
 
 
-def test_too_few_servers(shared: SharedGrid, link: HelperLink, tmp_path: Path) -> None:
-    wanted = SERVERS + 2
-    text = refusal(link, "too-few-servers", "open", os.urandom(32),
-                   attrs.evolve(PARAMETERS, n=wanted, happy=wanted).to_wire(), have=SERVERS, need=wanted)
-    assert f"{SERVERS} storage servers" in text
-    assert f"asks for {wanted}" in text
-
-    directory = client_directory(tmp_path / "client", shared.grid.helper_furl, n=wanted, happy=wanted)
-    told = put(directory, "--json", "-", stdin=bytes(100)).failed_with("too-few-servers")
-    assert (told["have"], told["need"]) == (SERVERS, wanted)
-
-
 def test_too_few_servers_at_start_up(shared: SharedGrid, tub: Tub) -> None:
     wanted = SERVERS + 1
     with further_helper(shared.grid, "starting-helper", start=False) as helper:
@@ -420,3 +408,15 @@ def test_too_few_servers_at_start_up(shared: SharedGrid, tub: Tub) -> None:
                 attrs.evolve(PARAMETERS, n=wanted, happy=wanted).to_wire(), have=SERVERS, need=wanted)
         assert time.monotonic() - started - waited < 2, "from now on it does not wait"
         enough.call("abort")
+
+
+def test_too_few_servers(shared: SharedGrid, link: HelperLink, tmp_path: Path) -> None:
+    wanted = SERVERS + 2
+    text = refusal(link, "too-few-servers", "open", os.urandom(32),
+                   attrs.evolve(PARAMETERS, n=wanted, happy=wanted).to_wire(), have=SERVERS, need=wanted)
+    assert f"{SERVERS} storage servers" in text
+    assert f"asks for {wanted}" in text
+
+    directory = client_directory(tmp_path / "client", shared.grid.helper_furl, n=wanted, happy=wanted)
+    told = put(directory, "--json", "-", stdin=bytes(100)).failed_with("too-few-servers")
+    assert (told["have"], told["need"]) == (SERVERS, wanted)

@@ -78,7 +78,7 @@ def wait_for_sizes(grid: LocalGrid, expected: int) -> None:
 
 
 @pytest.mark.parametrize("size", [
-    56, BOUND // 2 - 1, BOUND // 2, BOUND - 1, BOUND, BOUND + 1, 4 * BOUND - 1, 4 * BOUND, 8 * BOUND, 8 * BOUND + 1])
+    56, BOUND // 2 - 1, BOUND // 2, BOUND - 1, BOUND, BOUND + 1, 4 * BOUND, 8 * BOUND + 1])
 def test_pipe_that_ends_around_a_bound(shared: SharedGrid, client: Path, size: int) -> None:
     data = os.urandom(size)
     cap = put(client, "-", stdin=data).cap

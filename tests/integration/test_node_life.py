@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -319,15 +319,28 @@ def test_helper_whose_disk_is_full(shared: SharedGrid, tmp_path: Path) -> None:
         assert_stored(shared, put(directory, "-", stdin=data).cap, data)
 
 
-def test_storage_server_whose_disk_is_full(shared: SharedGrid) -> None:
+@pytest.mark.parametrize("full", ["at once", "in mid-stream"])
+def test_storage_server_whose_disk_is_full(shared: SharedGrid, full: str) -> None:
     data = os.urandom(6 * MiB)
-    with files_limited(shared.grid.storage[3], 200_000):
-        cap = put(shared.grid.client.directory, "-", stdin=data).cap
+    victim = shared.grid.storage[3]
+    with ExitStack() as limits:
+        def limit() -> None:
+            limits.enter_context(files_limited(victim, 200_000))
+
+        if full == "at once":
+            limit()
+            cap = put(shared.grid.client.directory, "-", stdin=data).cap
+        else:
+            cap = half_then_rest(shared, data, False, limit)
         wait_for_shares(shared, cap, N)
         assert {share.server for share in shared.grid.shares(storage_index(cap))} == set(range(SERVERS)) - {3}
-        assert shared.grid.incoming_shares() == []
     assert download(shared.plain_client, cap) == data
     assert_healthy(check(shared.plain_client, cap), servers=SERVERS - 1)
+    if full == "at once":
+        # A stock server leaves behind what it could not allocate, until it starts again.
+        with servers_restored(shared, victim):
+            victim.kill()
+    wait_for("shares to be aborted", lambda: not shared.grid.incoming_shares())
 
 
 # -- storage servers end or hang during an upload ----------------------------------------------------------

@@ -82,7 +82,7 @@ def test_standard_input_is_the_default(shared: SharedGrid, client: Path) -> None
 
 def test_file_as_standard_input(shared: SharedGrid, client: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(data := os.urandom(150_000))
-    command = [*TAHOE_STREAM, "put", "-d", client, "-"]
+    command = [*TAHOE_STREAM, "put", "-d", str(client), "-"]
     with (tmp_path / "file").open("rb") as stdin:
         done = subprocess.run(command, stdin=stdin, capture_output=True, check=True, timeout=60)
     assert download(shared.grid.client, done.stdout.decode().strip()) == data

@@ -479,6 +479,7 @@ def test_nothing_more_is_sent_after_abort(world: World) -> None:
     upload = world.upload(PARAMETERS, link)
     world.run(upload.write(DATA[:1000]))
     world.run(upload.write(DATA[1000:1100]))  # waits for the answer to the first
+    world.wait(0.15)  # the answer is on its way
     world.run(upload.abort())
     world.wait(5)
     assert link.methods()[-1] == "abort"

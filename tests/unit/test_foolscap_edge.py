@@ -349,15 +349,15 @@ FURL = b"pb://" + b"a" * 32 + b"@tcp:127.0.0.1:1/name"
     ({}, StockHelper), ([], StockHelper), (5, StockHelper), (None, StockHelper), ({VERSION_KEY: None}, StockHelper),
     ({VERSION_KEY: 5}, HelperMisbehaved), ({VERSION_KEY: {}}, HelperMisbehaved),
     ({VERSION_KEY: {VERSION_FURL: FURL}}, HelperMisbehaved),
-    ({VERSION_KEY: {VERSION_FURL: FURL, VERSION_LARGEST_MESSAGE: 1000}}, HelperMisbehaved),  # another Tub's
-    ({VERSION_KEY: {VERSION_FURL: b"pb://", VERSION_LARGEST_MESSAGE: 1000}}, HelperMisbehaved),
-    ({VERSION_KEY: {VERSION_FURL: b"pb://x@y/z", VERSION_LARGEST_MESSAGE: 1000}}, HelperMisbehaved),
-    ({VERSION_KEY: {VERSION_FURL: b"\xff", VERSION_LARGEST_MESSAGE: 1000}}, HelperMisbehaved),
-    ({VERSION_KEY: {VERSION_FURL: 5, VERSION_LARGEST_MESSAGE: 1000}}, HelperMisbehaved),
+    ({VERSION_KEY: {VERSION_FURL: FURL, VERSION_LARGEST_MESSAGE: 20_000}}, HelperMisbehaved),  # another Tub's
+    ({VERSION_KEY: {VERSION_FURL: b"pb://", VERSION_LARGEST_MESSAGE: 20_000}}, HelperMisbehaved),
+    ({VERSION_KEY: {VERSION_FURL: b"pb://x@y/z", VERSION_LARGEST_MESSAGE: 20_000}}, HelperMisbehaved),
+    ({VERSION_KEY: {VERSION_FURL: b"\xff", VERSION_LARGEST_MESSAGE: 20_000}}, HelperMisbehaved),
+    ({VERSION_KEY: {VERSION_FURL: 5, VERSION_LARGEST_MESSAGE: 20_000}}, HelperMisbehaved),
     ({VERSION_KEY: {VERSION_FURL: "own", VERSION_LARGEST_MESSAGE: 0}}, HelperMisbehaved),
     ({VERSION_KEY: {VERSION_FURL: "own", VERSION_LARGEST_MESSAGE: -1}}, HelperMisbehaved),
     ({VERSION_KEY: {VERSION_FURL: "own", VERSION_LARGEST_MESSAGE: LARGEST_MESSAGE_MAX + 1}}, HelperMisbehaved),
-    ({VERSION_KEY: {VERSION_FURL: "own", VERSION_LARGEST_MESSAGE: b"1000"}}, HelperMisbehaved),
+    ({VERSION_KEY: {VERSION_FURL: "own", VERSION_LARGEST_MESSAGE: b"20000"}}, HelperMisbehaved),
 ])
 def test_version_information_that_is_not_of_the_protocol(
         helper: LoopbackHelper, version: Any, kind: type[UploadError]) -> None:
