@@ -23,7 +23,8 @@ class ShareSink(Protocol):
     """One share on one storage server, being written."""
 
     def write(self, offset: int, data: bytes) -> Deferred[None]:
-        """Write at an offset of the share; fires when the server has the bytes. Calls may overlap in time."""
+        """Write at an offset of the share; fires when the server has the bytes. Calls may overlap in time;
+        they are answered in the order in which they were made."""
 
     def seal(self) -> Deferred[None]:
         """All bytes are written and acknowledged: make the share ready to be published."""

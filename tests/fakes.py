@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import attrs
 from foolscap.api import DeadReferenceError
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 
 from helper.placement import Allocation
@@ -72,6 +72,7 @@ class FakeServer:
         self.latency = latency
         self.connected = True
         self.writable = True
+        self.seals = False  # whether `seal` is a request of its own, which a stock server does not know
         self.stale = False  # listed although the connection is gone: the node has not noticed yet
         self.hung = False
         self.connection = 0
@@ -94,6 +95,7 @@ class FakeServer:
         """What happens to the `nth` request (from 1) of that kind: allocate, space, write, seal, publish, abort
         or read."""
         self._faults[operation, nth] = fault
+        self.seals |= operation == "seal"
 
     def refuse_from_now_on(self) -> None:
         """Grant nothing any more."""
@@ -250,6 +252,8 @@ class FakeSink:
         return result
 
     def seal(self) -> Deferred[None]:
+        if not self.server.seals:
+            return succeed(None)  # as stock: nothing is asked, nothing can fail
         return self._request("seal", self._check_open)
 
     def publish(self) -> Deferred[None]:

@@ -23,7 +23,7 @@ T = TypeVar("T")
 reactor: Any = _reactor  # it has more interfaces than its declared type
 
 #: A test that needs longer hangs; seconds.
-PATIENCE = 5
+PATIENCE = 20
 
 _starting = threading.Lock()
 

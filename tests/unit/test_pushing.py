@@ -250,6 +250,18 @@ def test_growth_that_a_full_server_refuses_moves_the_share_elsewhere() -> None:
         all_settled(world)
 
 
+def test_a_server_with_two_shares_grows_if_there_is_room_for_both() -> None:
+    with World(servers=7, settings=GROWING) as world:
+        for server in world.grid.servers:
+            server.capacity = 31_000  # two bounds of 2 KiB are about an eighth of it
+        upload = world.upload(PARAMETERS)
+        write_slowly(world, upload, plaintext(1500))
+        for server in world.grid.servers:
+            assert len(server.open) == (1 if server.aborted else 2)
+        assert sum(bool(server.aborted) for server in world.grid.servers) == 4
+        assert world.run(upload.close()) == expected(plaintext(1500), PARAMETERS).cap
+
+
 def test_growth_that_too_many_servers_refuse_ends_the_upload_with_numbers() -> None:
     with World(settings=GROWING) as world:
         for server in world.grid.in_order(SI)[:4]:
@@ -574,16 +586,19 @@ def test_publication_never_gives_up_and_ends_when_servers_come_back(world: World
 # -- giving up ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("latency", [0.0, 0.4])
-def test_abort_leaves_nothing_at_any_moment(latency: float) -> None:
+@pytest.mark.parametrize("pause", [0.0, 0.2, 0.5, 0.9, 1.3])
+def test_abort_is_answered_when_nothing_is_left(pause: float) -> None:
     """Also while allocations are under way, whose answers come when nobody wants them any more."""
     with World() as world:
         for server in world.grid.servers:
-            server.latency = latency
+            server.latency = 0.4
         upload = world.upload(PARAMETERS)
         world.run(upload.write(DATA[:2000]))
+        world.wait(pause)
         world.run(upload.abort())
         world.check_nothing_left()
+        world.watch = world.check_nothing_left
+        world.wait(10)
 
 
 def test_abort_while_servers_are_waited_for(world: World) -> None:
