@@ -78,6 +78,8 @@ def shared_grid(config: pytest.Config, directories: pytest.TempPathFactory) -> S
         grid.start()
         plain = grid.add_client("plain-client", helper_furl="", force_foolscap=True)
         config.stash[_shared] = SharedGrid(grid, plain)
+    for node in config.stash[_shared].grid.nodes:
+        node.is_up()  # NodeError, at once and with its log, if it has ended
     return config.stash[_shared]
 
 
