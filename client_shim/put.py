@@ -117,10 +117,11 @@ class Put:
     async def _complete(self, upload: StreamingUpload, digests: PlaintextDigests | None) -> bytes:
         self._report.last_byte(upload.progress)
         cap = await upload.close()
-        self._report.finished(upload.progress)
+        self._report.cap_known()
         if digests is not None and self._options.verify:
             await deferToThread(self._verify, cap, digests, upload.progress.accepted)
             self._report.verified()
+        self._report.finished(upload.progress)
         return cap
 
     # -- --convergent --------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ class Report:
         self._bar: tqdm[Any] | None = None
         self._last_line = float("-inf")
         self._last_byte = 0.0
+        self._to_cap = 0.0  # seconds
 
     def start(self, size: int | None) -> None:
         """An upload of `size` bytes begins."""
@@ -48,11 +49,14 @@ class Report:
         self._last_byte = time.monotonic()
         self._event("last-byte", **_bytes(progress))
 
-    def finished(self, progress: Progress) -> None:
-        """There is a cap."""
+    def cap_known(self) -> None:
+        """There is a cap; it may have to be verified before it is given out."""
+        self._to_cap = time.monotonic() - self._last_byte
         self._end_bar()
-        self._event("finished", **_bytes(progress),
-                    seconds_from_last_byte=round(time.monotonic() - self._last_byte, 4))
+
+    def finished(self, progress: Progress) -> None:
+        """All is done, and the cap about to be printed."""
+        self._event("finished", **_bytes(progress), seconds_from_last_byte=round(self._to_cap, 4))
 
     def verified(self) -> None:
         """Segments were read back and compared."""

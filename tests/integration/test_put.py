@@ -430,7 +430,7 @@ def test_verify(shared: SharedGrid, client: Path, tmp_path: Path, size: int) -> 
     (tmp_path / "file").write_bytes(data := os.urandom(size))
     for arguments in (["-"], [tmp_path / "file"], ["--convergent", tmp_path / "file"]):
         transcript = put(client, "--json", "--verify", *arguments, stdin=data)
-        assert transcript.events[-1]["event"] == "verified"
+        assert [e["event"] for e in transcript.events[-2:]] == ["verified", "finished"]
         assert download(shared.plain_client, transcript.cap) == data
 
 
@@ -440,6 +440,7 @@ def test_verify_with_the_client_node_down(shared: SharedGrid, tmp_path: Path) ->
     (directory / "node.url").write_text("http://127.0.0.1:1/\n")
     transcript = put(directory, "--json", "--verify", "-", stdin=os.urandom(100_000))
     assert "did not answer" in transcript.failed_with("verify-failed")["text"]
+    assert "finished" not in {event["event"] for event in transcript.events}
     assert "URI:" not in transcript.err
 
 
