@@ -11,6 +11,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -365,8 +366,9 @@ def test_signal_while_pass_one_reads(client: Path, tmp_path: Path) -> None:
 
     def reading() -> bool:
         for fd in Path(f"/proc/{process.pid}/fd").iterdir():
-            if os.readlink(fd) == str(file):
-                return not (fd.parent.parent / "fdinfo" / fd.name).read_text().startswith("pos:\t0\n")
+            with suppress(FileNotFoundError):  # files are opened and closed while we look
+                if os.readlink(fd) == str(file):
+                    return not (fd.parent.parent / "fdinfo" / fd.name).read_text().startswith("pos:\t0\n")
         return False
 
     with put_in_progress(client, "--json", "--convergent", file) as process:
