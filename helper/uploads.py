@@ -55,8 +55,7 @@ class Upload:
                  clock: IReactorTime, on_finished: Callable[[], None]) -> None:
         self.name = name
         self.short = name[:8]  # for logs
-        limits = Limits(settings.credit, settings.pushing_lag, settings.largest_message,
-                                settings.contact_after)
+        limits = Limits(settings.credit, settings.pushing_lag, settings.largest_message, settings.contact_after)
         self.session = Session(parameters, limits)
         self.last_call = clock.seconds()  # or change of state
         self._clock = clock
