@@ -53,6 +53,13 @@ class PushedTo:
 
 
 @attrs.frozen
+class StagingEnough:
+    """Whether shares on staging servers alone can meet the answer rule, so that no storage index is needed yet."""
+
+    enough: bool
+
+
+@attrs.frozen
 class AssignReceived:
     call: int
     storage_index: bytes
@@ -165,7 +172,13 @@ class Compare:
 
 @attrs.frozen
 class BeginPlacing:
-    """Contact storage servers and push what is durable to them."""
+    """Contact storage servers and push what is durable to them; to those that need no storage index, or to all
+    once UseStorageIndex has told it."""
+
+
+@attrs.frozen
+class UseStorageIndex:
+    """The client has revealed the storage index early: stock storage servers may be told."""
 
     storage_index: bytes
 
@@ -185,6 +198,8 @@ class ForgetCompletion:
 @attrs.frozen
 class SealShares:
     """Complete every share: trailer and header; SharesReady tells when enough are."""
+
+    storage_index: bytes
 
 
 @attrs.frozen
@@ -207,5 +222,5 @@ class DropSpool:
     """Remove the spooled ciphertext."""
 
 
-Command = (Reply | Refuse | Store | Compare | BeginPlacing | Complete | ForgetCompletion | SealShares
-           | RecordPublishing | PublishShares | AbandonShares | DropSpool)
+Command = (Reply | Refuse | Store | Compare | BeginPlacing | UseStorageIndex | Complete | ForgetCompletion
+           | SealShares | RecordPublishing | PublishShares | AbandonShares | DropSpool)

@@ -56,6 +56,9 @@ class StreamingHelper(Referenceable):  # type: ignore[misc]
     def remote_assign(self, upload_id: bytes, storage_index: bytes) -> Deferred[WireAnswer]:
         return self._answer(self._uploads.assign(upload_id, storage_index))
 
+    def remote_order(self, upload_id: bytes, order: bytes) -> Deferred[WireAnswer]:
+        return self._answer(self._uploads.order(upload_id, order))
+
     def remote_finish(self, upload_id: bytes, size: int, storage_index: bytes, crypttext_hash: bytes,
                       crypttext_root_hash: bytes) -> Deferred[WireAnswer]:
         return self._answer(self._uploads.finish(

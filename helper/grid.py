@@ -6,34 +6,51 @@ tests/unit/test_allmydata_names.py lists every such name.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 from allmydata.util import hashutil
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from helper.sinks import StorageServer
+from helper.staging_client import StagingStorageServer
+from helper.staging_links import StagingLinks
 from helper.stock import StockServer
 
-#: While fewer servers than wanted are connected, they are counted this often; seconds.
-COUNT_INTERVAL = 0.2
+T = TypeVar("T")
 
 
 class TahoeGrid:
-    """A Grid (sinks.py) over a node's storage broker. `secret_holder` gives the node's lease secrets."""
+    """A Grid (sinks.py) over a node's storage broker. `secret_holder` gives the node's lease secrets,
+    `get_reference` is that of the node's Tub."""
 
-    def __init__(self, storage_broker: Any, secret_holder: Any, clock: IReactorTime) -> None:
+    def __init__(self, storage_broker: Any, secret_holder: Any, clock: IReactorTime,
+                 get_reference: Callable[[str], Deferred[Any]]) -> None:
         self._broker = storage_broker
         self._secrets = secret_holder
         self._clock = clock
+        self._links = StagingLinks(get_reference, clock, self._changed)
+        self._followed: WeakSet[Any] = WeakSet()
+        self._waiting: list[Callable[[], None]] = []  # each looks whether what it waits for has come
+
+    def follow(self, introducer_clients: list[Any]) -> None:
+        """Notice servers as they are announced and connected. After the broker was told to do the same."""
+        for introducer in introducer_clients:
+            # later: the broker, which subscribed before us, makes a server of the announcement first
+            introducer.subscribe_to("storage", lambda *_announced: self._clock.callLater(0, self._changed))
+        self._changed()
+
+    def stop(self) -> None:
+        """Connect to nothing any more."""
+        self._links.stop()
 
     def servers_for(self, storage_index: bytes) -> list[StorageServer]:
         """Writable servers, in the permuted order in which readers of this storage index ask them."""
-        return [
-            StockServer(native, self._lease_secrets)
-            for native in self._broker.get_servers_for_psi(storage_index, for_upload=True)
-            if _writable(native)
-        ]
+        servers = [self._server(native) for native in self._broker.get_servers_for_psi(storage_index, for_upload=True)
+                   if _writable(native)]
+        return [server for server in servers if server is not None]
 
     def writable_count(self) -> int:
         """Connected servers that said they have room."""
@@ -41,18 +58,61 @@ class TahoeGrid:
 
     def when_connected(self, count: int, timeout: float) -> Deferred[int]:
         """See sinks.Grid. A node that has just started needs a moment to find its servers."""
-        done: Deferred[int] = Deferred()
-        deadline = self._clock.seconds() + timeout
 
-        def look() -> None:
+        def enough() -> int | None:
             have = self.writable_count()
-            if have >= count or self._clock.seconds() >= deadline:
-                done.callback(have)
-            else:
-                self._clock.callLater(COUNT_INTERVAL, look)
+            return have if have >= count else None
 
-        look()
-        return done
+        return self._when(enough, timeout, self.writable_count)
+
+    def when_back(self, server_id: bytes, timeout: float) -> Deferred[StorageServer | None]:
+        """See sinks.Grid."""
+
+        def back() -> StorageServer | None:
+            return next((s for s in self.servers_for(bytes(16)) if s.server_id == server_id), None)
+
+        return self._when(back, timeout, lambda: None)
+
+    def _server(self, native: Any) -> StorageServer | None:
+        """None if it is not yet known what kind of server it is."""
+        stock = StockServer(native, self._lease_secrets)
+        link = self._links.link(native)
+        if link is not None and link.rref is not None:
+            return StagingStorageServer(stock, link)
+        return None if link is not None and link.connecting else stock
+
+    def _when(self, look: Callable[[], T | None], timeout: float, otherwise: Callable[[], T]) -> Deferred[T]:
+        """Fires with what `look` returns once that is not None, with `otherwise()` after `timeout` or if cancelled."""
+        d: Deferred[T] = Deferred(lambda _d: give_up())
+
+        def end(result: T) -> None:
+            self._waiting.remove(again)
+            if timer.active():
+                timer.cancel()
+            d.callback(result)
+
+        def again() -> None:
+            found = look()
+            if found is not None:
+                end(found)
+
+        def give_up() -> None:
+            end(otherwise())
+
+        timer = self._clock.callLater(timeout, give_up)
+        self._waiting.append(again)
+        again()
+        return d
+
+    def _changed(self) -> None:
+        """A server was announced or connected, or its plugin reached."""
+        for native in self._broker.get_known_servers():
+            if native not in self._followed:
+                self._followed.add(native)
+                native.on_status_changed(lambda _native: self._changed())
+        self.servers_for(bytes(16))  # asks for plugins that are not asked for yet
+        for again in list(self._waiting):
+            again()
 
     def _lease_secrets(self, storage_index: bytes, lease_seed: bytes) -> tuple[bytes, bytes]:
         """As the stock uploader derives them (allmydata.immutable.upload)."""

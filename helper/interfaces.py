@@ -50,8 +50,12 @@ _Data = StringConstraint(LARGEST_MESSAGE_MAX)
 #: Parameters of `open`: k, happy, n, max-segment-size and, when known, size.
 OpenParameters = DictOf(_Key, _Number, maxKeys=16)
 
+#: Bytes of the longest list of permutation seeds, and of an order of servers: protocol.txt §4.1, §4.7.
+SEEDS_MAX = 64 * KiB
+_Order = StringConstraint(SEEDS_MAX)
+
 #: Fields of an answer: b"code" always; numbers and byte strings (protocol.txt §3.2).
-AnswerFields = DictOf(_Key, ChoiceOf(_Number, StringConstraint(8 * KiB)), maxKeys=32)
+AnswerFields = DictOf(_Key, ChoiceOf(_Number, StringConstraint(SEEDS_MAX)), maxKeys=32)
 #: (share number, server name, state, bytes of ciphertext placed), of `status` and `finish`.
 ShareList = ListOf(TupleOf(_Number, _Key, _Key, _Number), maxLength=SHARES_MAX)
 Answer = TupleOf(AnswerFields, ShareList)
@@ -76,6 +80,10 @@ class RIStreamingHelper(RemoteInterface):
 
     def assign(upload_id=_Id, storage_index=_Index):  # type: ignore[no-untyped-def]
         """Tell the storage index before `finish`: protocol.txt §4.4."""
+        return Answer
+
+    def order(upload_id=_Id, order=_Order):  # type: ignore[no-untyped-def]
+        """In which order readers will ask the servers: protocol.txt §4.7."""
         return Answer
 
     def finish(upload_id=_Id, size=_Number, storage_index=_Index,  # type: ignore[no-untyped-def]

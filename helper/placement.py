@@ -50,6 +50,23 @@ def first_placement(n: int, servers: Sequence[bytes]) -> dict[int, bytes]:
     return {shnum: servers[shnum % len(servers)] for shnum in range(n)} if servers else {}
 
 
+def staging_first(servers: Sequence[bytes], stages: Collection[bytes], n: int) -> list[bytes]:
+    """The at most n servers that get the n shares of a file: those in `stages` first, each kind in its order."""
+    return [*(s for s in servers if s in stages), *(s for s in servers if s not in stages)][:n]
+
+
+def staging_suffices(k: int, happy: int, n: int, servers: Sequence[bytes], stages: Collection[bytes]) -> bool:
+    """Whether the shares that those of `servers` in `stages` will get meet the answer rule without the others."""
+    placed = first_placement(n, staging_first(servers, stages, n))
+    return rule_met({shnum: server for shnum, server in placed.items() if server in stages}, k, happy)
+
+
+def by_rank(servers: Sequence[bytes], ranked: Sequence[bytes]) -> list[bytes]:
+    """Servers in the order of `ranked`; those it does not name come last, in their own order."""
+    rank = {server: i for i, server in enumerate(ranked)}
+    return sorted(servers, key=lambda s: rank.get(s, len(rank)))
+
+
 def new_home(servers: Sequence[bytes], load: Mapping[bytes, int], tried: Collection[bytes]) -> bytes | None:
     """A server for a share that lost its own: first one without a share of this file, else the one
     holding fewest, in the order given; none that this share has `tried`. None if none is left."""

@@ -3,8 +3,9 @@ moves shares to larger allocations while the size of the file is unknown (protoc
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -13,29 +14,46 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from helper.events import TooFewServers, TooFewShares
+from helper.events import StagingEnough, TooFewServers, TooFewShares
+from helper.interfaces import SIZE_MAX
+from helper.layout import DATA_OFFSET
 from helper.parameters import Parameters
 from helper.pipeline import Pipeline
-from helper.placement import Allocation, AllocationPolicy, first_placement, happiness, new_home
-from helper.shares import LIVE, Share, ShareState
-from helper.sinks import Granted, Grid, ServerRefused, ShareSink, StorageServer
+from helper.placement import (
+    Allocation,
+    AllocationPolicy,
+    by_rank,
+    first_placement,
+    happiness,
+    new_home,
+    rule_met,
+    staging_first,
+)
+from helper.shares import ALL_SEGMENTS, LIVE, Share, ShareState
+from helper.sinks import CONNECTION_LOST, Granted, Grid, ServerRefused, ShareSink, StorageServer, Target
 
 #: While too few servers are left to complete a publication, they are looked for this often; seconds.
 RETRY_INTERVAL = 5
+#: A staging server that was lost keeps its shares and is waited for so long; seconds. Then they find other homes.
+AWAY_PATIENCE = 60
+
+_ORDER_TAG = b"tahoe-stream order of servers v1:"
 
 
 class ShareHomes:
     """Keeps every share of `shares` on some server, as far as there are any.
 
-    Calls `on_change` when a share can be pushed or has moved, `tell` with TooFewServers or TooFewShares when the answer
-    rule cannot be met, and `on_broken` with a Failure that no server is to blame for.
+    Calls `on_change` when a share can be pushed or has moved, `tell` with StagingEnough when that changes and with
+    TooFewServers or TooFewShares when the answer rule cannot be met, `count` with bytes that must be pushed again
+    after a server was away, and `on_broken` with a Failure that no server is to blame for.
     """
 
     log = Logger()
 
     def __init__(self, parameters: Parameters, shares: list[Share], pipeline: Pipeline, grid: Grid,
-                 policy: AllocationPolicy, clock: IReactorTime, on_change: Callable[[], None],
-                 tell: Callable[[object], None], on_broken: Callable[[Failure], None]) -> None:
+                 policy: AllocationPolicy, clock: IReactorTime, staging_secret: bytes, on_change: Callable[[], None],
+                 tell: Callable[[object], None], count: Callable[[int], None],
+                 on_broken: Callable[[Failure], None]) -> None:
         self._parameters = parameters
         self._shares = shares
         self._pipeline = pipeline
@@ -44,8 +62,14 @@ class ShareHomes:
         self._clock = clock
         self._on_change = on_change
         self._tell = tell
+        self._count = count
         self._on_broken = on_broken
-        self.storage_index: bytes | None = None
+        self._target = Target(staging_secret)
+        # Until the storage index is known and if the client says nothing: any order will do, another for each upload.
+        self._any_order = hashlib.sha256(_ORDER_TAG + staging_secret).digest()[:16]
+        self._ranked: list[bytes] = []  # server IDs, as the client wants them
+        self.staging_enough: bool | None = None  # see StagingEnough; None before shares are placed
+        self._awaited: set[Deferred[StorageServer | None]] = set()  # servers that are away
         self.durable = 0
         self.stopped = False
         self.must_complete = False  # publication has begun: never give up
@@ -56,9 +80,20 @@ class ShareHomes:
         self._retry_call: IDelayedCall | None = None
         self.pending: set[Deferred[Any]] = set()  # requests whose answer may bring sinks to let go of
 
-    def begin(self, storage_index: bytes, server_wait: float) -> None:
+    def rank(self, servers: list[bytes]) -> None:
+        """In which order the client wants servers (IDs) to be asked, from now on."""
+        self._ranked = servers
+
+    def use_storage_index(self, storage_index: bytes) -> None:
+        """All servers may be told it: those that wait for it get their shares now. No-op the second time."""
+        if self._target.storage_index is None:
+            self._target = Target(self._target.staging_secret, storage_index)
+            if waiting := [share for share in self._shares if share.state is ShareState.WAITING]:
+                self._deal(waiting)
+                self._check_enough()
+
+    def begin(self, server_wait: float) -> None:
         """Find a home for every share, once enough servers are connected or `server_wait` seconds are over."""
-        self.storage_index = storage_index
         d = self._grid.when_connected(self._parameters.happy, server_wait)
         d.addCallback(lambda _count: self.place_all())
         d.addErrback(self._on_broken)
@@ -71,38 +106,73 @@ class ShareHomes:
         for cancel in self._watched.values():
             cancel()
         self._watched.clear()
+        for waiting in list(self._awaited):
+            waiting.cancel()
 
     # -- placing -----------------------------------------------------------------------------------------
 
     def place_all(self) -> None:
-        if self.stopped or self.storage_index is None:
+        if self.stopped:
             return
-        servers = {s.server_id: s for s in self._grid.servers_for(self.storage_index)}
+        servers = self._servers()
         if len(servers) < self._parameters.happy:
             self._tell(TooFewServers(len(servers), self._parameters.happy))
             return
-        by_server: dict[bytes, list[Share]] = {}
-        for shnum, server_id in first_placement(self._parameters.n, list(servers)).items():
-            by_server.setdefault(server_id, []).append(self._shares[shnum])
-        for server_id, shares in by_server.items():
-            self._allocate(servers[server_id], shares)
+        self._deal(self._shares)
         self._check_enough()
 
+    def _servers(self) -> dict[bytes, StorageServer]:
+        """Those that may be written to, in the order in which readers will ask them as far as that is known."""
+        index = self._target.storage_index
+        servers = {s.server_id: s for s in self._grid.servers_for(self._any_order if index is None else index)}
+        return servers if index is not None else {s: servers[s] for s in by_rank(list(servers), self._ranked)}
+
+    def _deal(self, shares: list[Share]) -> None:
+        """Give shares that have no home yet to the servers, staging ones first, those with fewest shares first."""
+        servers = self._servers()
+        if not servers:
+            for share in shares:
+                self.lose(share)
+            return
+        load = self._load(besides=shares)
+        stages = {s for s, server in servers.items() if server.stages}
+        chosen = staging_first(list(servers), stages, self._parameters.n)
+        chosen.sort(key=lambda s: load.get(s, 0))
+        self._allocate_all(servers, {shares[i]: s for i, s in first_placement(len(shares), chosen).items()})
+
+    def _load(self, besides: Iterable[Share] = ()) -> Counter[bytes]:
+        """How many shares each server has."""
+        left_out = {share.shnum for share in besides}
+        return Counter(s.server.server_id for s in self._shares
+                       if s.state in LIVE and s.server is not None and s.shnum not in left_out)
+
+    def _allocate_all(self, servers: Mapping[bytes, StorageServer], homes: Mapping[Share, bytes]) -> None:
+        """Ask each server once for room for all its shares."""
+        by_server: dict[bytes, list[Share]] = {}
+        for share, server_id in homes.items():
+            by_server.setdefault(server_id, []).append(share)
+        for server_id, shares in by_server.items():
+            self._allocate(servers[server_id], shares)
+
     def _allocate(self, server: StorageServer, shares: list[Share]) -> None:
-        """Ask `server` for room for `shares`; each is pushed there or finds another home."""
+        """Ask `server` for room for `shares`; each is pushed there, waits for the storage index that the server
+        wants, or finds another home."""
+        waiting = self._target.storage_index is None and not server.stages
         for share in shares:
-            share.leave(ShareState.ALLOCATING)
+            share.leave(ShareState.WAITING if waiting else ShareState.ALLOCATING)
             share.server = server
+        if waiting:
+            self._watch(server)
+            return
         generations = [(share, share.generation) for share in shares]
         self._watch(server)
         d = Deferred.fromCoroutine(self._allocated(server, generations))
         self.pending.add(d)
 
         def lost(failure: Failure) -> None:
-            self.log_loss(server, failure)
             for share, generation in generations:
                 if share.generation == generation and share.state is ShareState.ALLOCATING:
-                    self.lose(share)
+                    self.failed(share, failure)
 
         # Later: a call on a dead connection fails at once, when other shares may not have been placed yet.
         d.addErrback(lambda failure: deferLater(self._clock, 0, lost, failure))
@@ -110,21 +180,21 @@ class ShareHomes:
         d.addErrback(self._on_broken)
 
     async def _allocated(self, server: StorageServer, generations: list[tuple[Share, int]]) -> None:
-        if self.storage_index is None:
-            raise ValueError("no storage index")
         allocation = await self._allocation(server, len(generations))
         if allocation.file_bound < self.durable:
             raise ServerRefused("has no room for the file as it is now")
         if self.stopped:
             return
         granted = await server.allocate(
-            self.storage_index, [share.shnum for share, _generation in generations], allocation)
+            self._target, [share.shnum for share, _generation in generations], allocation)
         unwanted = [self._take(share, generation, granted, allocation) for share, generation in generations]
         self._on_change()
         await gatherResults([sink.abort() for sink in unwanted if sink is not None])
 
     async def _allocation(self, server: StorageServer, shares: int) -> Allocation:
         size = self.size
+        if server.stages:
+            return Allocation(0 if size is None else self._policy.exact(size).share_size, SIZE_MAX)
         if size is not None:
             return self._policy.exact(size)
         free = await server.free_space()
@@ -149,7 +219,33 @@ class ShareHomes:
             share.sink, share.existing = sink, existing
             share.file_bound = allocation.file_bound
             share.state = ShareState.PUSHING
+            if sink is not None:
+                self._go_on(share, sink)
         return None
+
+    def _go_on(self, share: Share, sink: ShareSink) -> None:
+        """Continue a share where the server has it from before."""
+        size = self._pipeline.segment_size
+        block_size = 0 if size is None else size // self._parameters.k
+        if sink.prepared:
+            share.next_segment = share.segments_held = ALL_SEGMENTS
+            share.ended = True
+        elif size is not None:
+            # What we have not made durable we have not pushed, whatever the server says.
+            held = min(max(0, sink.held - DATA_OFFSET) // block_size, self.durable // size)
+            share.next_segment = share.segments_held = held
+            self._count(max(0, share.segments_before - held) * block_size)
+        share.segments_before = 0
+
+    def failed(self, share: Share, failure: Failure) -> None:
+        """The share's server did not do what it was asked, or is gone."""
+        if share.server is None or self.stopped:
+            return
+        self.log_loss(share.server, failure)
+        if share.server.stages and failure.check(*CONNECTION_LOST):
+            self._went_away(share.server)
+        else:
+            self.lose(share)
 
     def lose(self, share: Share, elsewhere: bool = True) -> None:
         """The share's server failed it: find it another (or not, if that would not help)."""
@@ -166,14 +262,14 @@ class ShareHomes:
         self._on_change()
 
     def _rehome(self, shares: Iterable[Share]) -> None:
-        if self.storage_index is None:
-            return
-        servers = {s.server_id: s for s in self._grid.servers_for(self.storage_index)}
+        servers = self._servers()
+        stages = {s for s, server in servers.items() if server.stages}
+        ordered = staging_first(list(servers), stages, len(servers))
         for share in shares:
-            load = Counter(s.server.server_id for s in self._shares if s.state in LIVE and s.server is not None)
+            load = self._load()
             # While there are fewer than `happy`, only another server helps: a share is not spent on one of them.
             enough = len(load) >= self._parameters.happy
-            home = new_home([s for s in servers if enough or s not in load], load, share.tried)
+            home = new_home([s for s in ordered if enough or s not in load], load, share.tried)
             if home is not None:
                 self.log.info("share {shnum} goes to storage server {server}",
                               shnum=share.shnum, server=servers[home].name)
@@ -181,6 +277,7 @@ class ShareHomes:
 
     def _check_enough(self) -> None:
         """Tell the session when the answer rule cannot be met any more."""
+        self._check_staging()
         live = {s.shnum: s.server.server_id for s in self._shares if s.state in LIVE and s.server is not None}
         k, happy = self._parameters.k, self._parameters.happy
         have = happiness(live.values())
@@ -192,6 +289,15 @@ class ShareHomes:
             return
         if self.must_complete and not self.stopped and not (self._retry_call and self._retry_call.active()):
             self._retry_call = self._clock.callLater(RETRY_INTERVAL, self._retry)
+
+    def _check_staging(self) -> None:
+        """Tell the session when shares on staging servers can, or cannot any more, meet the answer rule alone."""
+        staged = {s.shnum: s.server.server_id for s in self._shares
+                  if s.state in LIVE and s.server is not None and s.server.stages}
+        enough = rule_met(staged, self._parameters.k, self._parameters.happy)
+        if enough is not self.staging_enough:
+            self.staging_enough = enough
+            self._tell(StagingEnough(enough))
 
     def _retry(self) -> None:
         lost = [s for s in self._shares if s.state is ShareState.LOST]
@@ -207,9 +313,46 @@ class ShareHomes:
     def _disconnected(self, server: StorageServer) -> None:
         self._watched.pop(server.server_id, None)
         self.log.info("storage server {server} disconnected", server=server.name)
-        for share in self._shares:
-            if share.server is not None and share.server.server_id == server.server_id and share.state in LIVE:
-                self.lose(share)
+        if server.stages:
+            self._went_away(server)
+            return
+        for share in self._shares_on(server):
+            self.lose(share)
+
+    def _shares_on(self, server: StorageServer) -> list[Share]:
+        return [share for share in self._shares if share.state in LIVE and share.server is not None
+                and share.server.server_id == server.server_id]
+
+    def _went_away(self, server: StorageServer) -> None:
+        """A server that keeps its shares is gone: wait for it a while, then find other homes for them."""
+        if (cancel := self._watched.pop(server.server_id, None)) is not None:
+            cancel()
+        shares = [s for s in self._shares_on(server) if s.state not in (ShareState.AWAY, ShareState.CLOSED)]
+        if not shares or self.stopped:
+            return
+        for share in shares:
+            before = share.segments_held
+            share.leave(ShareState.AWAY)
+            share.segments_before = before
+        generations = [(share, share.generation) for share in shares]
+        waiting = self._grid.when_back(server.server_id, AWAY_PATIENCE)
+        self._awaited.add(waiting)
+
+        def over(back: StorageServer | None) -> None:
+            self._awaited.discard(waiting)
+            still = [share for share, generation in generations if share.generation == generation]
+            if self.stopped or not still:
+                return
+            if back is not None:
+                self._allocate(back, still)
+            else:
+                self.log.info("storage server {server} has not come back", server=server.name)
+                for share in still:
+                    self.lose(share)
+            self._on_change()
+
+        waiting.addCallback(over).addErrback(self._on_broken)
+        self._on_change()
 
     def log_loss(self, server: StorageServer, failure: Failure) -> None:
         # only the kind of failure: its text may quote arguments

@@ -17,13 +17,13 @@ from twisted.python.failure import Failure
 
 from helper.errors import fault_of
 from helper.events import AnswerRuleMet, Failed, PushedTo, SharesReady
-from helper.layout import DATA_OFFSET, HEADER_VERSION
+from helper.layout import DATA_OFFSET
 from helper.parameters import Parameters
 from helper.pipeline import Pipeline
 from helper.placement import AllocationPolicy, rule_met, rule_position
 from helper.placing import ShareHomes
 from helper.shares import HOLDS_BLOCKS, Share, ShareState, ShareStatus
-from helper.sinks import Grid, ServerRefused
+from helper.sinks import ExistingShare, Grid, ServerRefused, ShareSink
 
 MiB = 1024 * 1024
 
@@ -47,8 +47,9 @@ class SharePusher:
     log = Logger()
 
     def __init__(self, parameters: Parameters, pipeline: Pipeline, grid: Grid, policy: AllocationPolicy,
-                 clock: IReactorTime, server_wait: float, random_below: Callable[[int], int],
-                 tell: Callable[[object], None], on_settled: Callable[[], None]) -> None:
+                 clock: IReactorTime, server_wait: float, staging_secret: bytes, random_below: Callable[[int], int],
+                 tell: Callable[[object], None], count_again: Callable[[int], None],
+                 on_settled: Callable[[], None]) -> None:
         self._parameters = parameters
         self._pipeline = pipeline
         self._clock = clock
@@ -57,10 +58,11 @@ class SharePusher:
         self._tell = tell
         self._on_settled = on_settled
         self._shares = [Share(shnum) for shnum in range(parameters.n)]
-        self._homes = ShareHomes(parameters, self._shares, pipeline, grid, policy, clock, self._soon, tell,
-                                 self._broken)
+        self._homes = ShareHomes(parameters, self._shares, pipeline, grid, policy, clock, staging_secret, self._soon,
+                                 tell, count_again, self._broken)
         self._in_flight_limit = min(IN_FLIGHT_PER_SHARE_MAX, IN_FLIGHT_MAX // parameters.n)
-        self._begun = self._seal = self._publish = self._answered = self._ready_told = False
+        self._begun = self._publish = self._answered = self._ready_told = False
+        self._storage_index: bytes | None = None  # once shares are to be sealed
         self._stopped = self._settled = False
         self._durable = self._pushed = 0
         self._update_call: IDelayedCall | None = None
@@ -68,11 +70,19 @@ class SharePusher:
 
     # -- what the session commands ---------------------------------------------------------------------
 
-    def begin(self, storage_index: bytes) -> None:
+    def rank(self, servers: list[bytes]) -> None:
+        """In which order (of server IDs) the client wants servers to be asked."""
+        self._homes.rank(servers)
+
+    def use_storage_index(self, storage_index: bytes) -> None:
+        """Servers that want the storage index first may be told it."""
+        self._homes.use_storage_index(storage_index)
+
+    def begin(self) -> None:
         """Contact the servers and push whatever there is to push, from now on."""
         self._begun = True
         self._start_timer("keep-alive", KEEP_ALIVE_INTERVAL, self._keep_alive)
-        self._homes.begin(storage_index, self._server_wait)
+        self._homes.begin(self._server_wait)
 
     def set_durable(self, durable: int) -> None:
         """So many bytes of ciphertext are durable in the spool."""
@@ -87,14 +97,18 @@ class SharePusher:
         else:
             self._pipeline.needed_from(self._pipeline.encoded)  # nobody to push to yet: the spool has it
 
-    def seal(self) -> None:
+    def seal(self, storage_index: bytes) -> None:
         """The pipeline has a Completion and it is right: end every share."""
-        self._seal = True
+        self._storage_index = storage_index
+        if not self._homes.staging_enough:
+            self._homes.use_storage_index(storage_index)
         self._soon()
 
     def publish(self) -> None:
         """Close every share as it becomes ready."""
         self._publish = self._homes.must_complete = True
+        if self._storage_index is not None:
+            self._homes.use_storage_index(self._storage_index)
         self._soon()
 
     def abandon(self) -> Deferred[None]:
@@ -149,8 +163,8 @@ class SharePusher:
             self._pushed = position
             self._tell(PushedTo(position))
         self._homes.grow_where_due()
-        if self._seal:
-            self._end_shares()
+        if self._storage_index is not None:
+            self._end_shares(self._storage_index)
 
     def _position(self, share: Share) -> int:
         """Bytes of ciphertext whose blocks the server has."""
@@ -189,7 +203,7 @@ class SharePusher:
                 return
             else:
                 break
-        if self._seal and self._has_all_blocks(share) and not share.ended:
+        if self._storage_index is not None and self._has_all_blocks(share) and not share.ended:
             self._write_end(share)
 
     def _next_blocks(self, share: Share) -> tuple[list[bytes], int]:
@@ -243,9 +257,8 @@ class SharePusher:
                 self._soon()
 
         def lost(failure: Failure) -> None:
-            if share.generation == generation and not self._stopped and share.server is not None:
-                self._homes.log_loss(share.server, failure)
-                self._homes.lose(share)
+            if share.generation == generation and not self._stopped:
+                self._homes.failed(share, failure)
 
         def failed(failure: Failure) -> Deferred[None]:
             # A call on a dead connection fails at once, and whoever made it still counts on the share's home.
@@ -284,27 +297,33 @@ class SharePusher:
         self._write(share, 0, header, len(header))
 
     def _keep_alive(self) -> None:
-        """Write again what every share begins with, before servers think the share was forgotten."""
+        """Tell servers that idle shares are not forgotten."""
         self._start_timer("keep-alive", KEEP_ALIVE_INTERVAL, self._keep_alive)
         for share in self._shares:
             if (share.state in (ShareState.PUSHING, ShareState.READY) and share.sink is not None
                     and not share.in_flight):
-                self._write(share, 0, HEADER_VERSION, len(HEADER_VERSION))
+                self._ask(share, share.sink.touch(), lambda _share: None)
 
     # -- ending ------------------------------------------------------------------------------------------
 
-    def _end_shares(self) -> None:
+    def _end_shares(self, storage_index: bytes) -> None:
+        completion = self._pipeline.completion
+        if completion is None:
+            return  # recomputed from the spool
         for share in self._shares:
             if share.state is ShareState.PUSHING and not share.sealing:
                 if share.existing is not None:
                     share.sealing = True
-                    self._ask(share, Deferred.fromCoroutine(self._verify_existing(share)), self._closed)
+                    self._ask(share, Deferred.fromCoroutine(self._verify_existing(share.shnum, share.existing)),
+                              self._closed)
                 elif share.ended and not share.unacknowledged and share.sink is not None:
                     share.sealing = True
-                    self._ask(share, share.sink.seal(), self._became_ready)
+                    self._ask(share, share.sink.seal(storage_index, completion.layout.share_size),
+                              self._became_ready)
             elif share.state is ShareState.READY and self._publish and share.sink is not None:
                 share.state = ShareState.PUBLISHING
-                self._ask(share, share.sink.publish(), self._closed)
+                self._ask(share, Deferred.fromCoroutine(self._published(share, share.sink, storage_index)),
+                          self._closed)
         self._check_ready()
         self._check_closed()
         self._check_settled()
@@ -343,10 +362,15 @@ class SharePusher:
             self._tell(AnswerRuleMet())
             self._soon()
 
-    async def _verify_existing(self, share: Share) -> None:
+    async def _published(self, share: Share, sink: ShareSink, storage_index: bytes) -> None:
+        existing = await sink.publish(storage_index)
+        if existing is not None:
+            await self._verify_existing(share.shnum, existing)
+
+    async def _verify_existing(self, shnum: int, existing: ExistingShare) -> None:
         """Whether a share that was there before is really a share of this file: its UEB and a random block."""
-        completion, existing = self._pipeline.completion, share.existing
-        if completion is None or existing is None:
+        completion = self._pipeline.completion
+        if completion is None:
             raise ValueError("nothing to verify")
         if await existing.read_ueb() != completion.ueb:
             raise ServerRefused("has another file's share at this storage index")
@@ -355,7 +379,7 @@ class SharePusher:
         last = segment == geometry.num_segments - 1
         length = geometry.padded_tail_size // geometry.k if last else geometry.block_size
         block = await existing.read_block(segment, geometry.block_size, length)
-        if block_hash(block) != completion.block_hash(segment, share.shnum):
+        if block_hash(block) != completion.block_hash(segment, shnum):
             raise ServerRefused("has a corrupt share of this file")
 
     def _check_settled(self) -> None:

@@ -55,10 +55,12 @@ class StreamingHelperService(Service):
 
     log = Logger()
 
-    def __init__(self, settings: Settings, directory: Path, make_grid: Callable[[], TahoeGrid]) -> None:
+    def __init__(self, settings: Settings, directory: Path, grid: TahoeGrid, introducer_clients: list[Any]) -> None:
         self._threads = ThreadPool(1, THREADS, "streaming helper")
         self._spool = Spool(directory / SPOOL_DIRECTORY, self._in_thread)
-        self.uploads = Uploads(settings, self._spool, make_grid(), reactor)
+        self._grid = grid
+        self._introducer_clients = introducer_clients
+        self.uploads = Uploads(settings, self._spool, grid, reactor)
 
     def _in_thread(self, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
         return deferToThreadPool(reactor, self._threads, function, *args)
@@ -69,6 +71,7 @@ class StreamingHelperService(Service):
         if removed:
             self.log.info("removed {count} spool files that an earlier run left", count=removed)
         self._threads.start()
+        self._grid.follow(self._introducer_clients)
         self.uploads.start()
         super().startService()
 
@@ -78,6 +81,7 @@ class StreamingHelperService(Service):
 
     async def _stop(self) -> None:
         await self.uploads.stop()
+        self._grid.stop()
         self._threads.stop()
         self._spool.stop()
 
@@ -103,7 +107,9 @@ class StreamingClient(tahoe_client._Client):  # type: ignore[misc]
             str(directory), self.storage_broker, self._secret_holder, self.stats_provider, self.history)
         settings = read_settings(Path(self.config.get_config_path()))
         service = StreamingHelperService(
-            settings, directory, lambda: TahoeGrid(self.storage_broker, self._secret_holder, reactor))
+            settings, directory,
+            TahoeGrid(self.storage_broker, self._secret_holder, reactor, self.tub.getReference),
+            self.introducer_clients)
         service.setServiceParent(self)
         self.stats_provider.register_producer(service)
         furl = self.tub.registerReference(

@@ -40,11 +40,13 @@ from helper.events import (
     Reply,
     SealShares,
     SharesReady,
+    StagingEnough,
     Store,
     Stored,
     StoreFailed,
     TooFewServers,
     TooFewShares,
+    UseStorageIndex,
 )
 from helper.interfaces import HASH_SIZE, LITERAL_MAX, SIZE_MAX, STORAGE_INDEX_SIZE
 from helper.parameters import Parameters
@@ -108,6 +110,7 @@ class Session:
         self.durable = 0
         self.pushed = 0
         self.placing = False
+        self.staging_enough = False
         self.storage_index: bytes | None = None
         self.error: errors.StreamingError | None = None
         self.ueb: bytes | None = None
@@ -122,7 +125,8 @@ class Session:
         self._assigned_index: bytes | None = None  # that of `finish` may still be refused with its hashes
         self._handlers: dict[type, Callable[[Any], list[Command]]] = {
             PutReceived: self._put, Stored: self._stored, StoreFailed: self._store_failed,
-            Compared: self._compared, PushedTo: self._pushed_to, AssignReceived: self._assign,
+            Compared: self._compared, PushedTo: self._pushed_to, StagingEnough: self._staging_changed,
+            AssignReceived: self._assign,
             FinishReceived: self._finish_received, Completed: self._completed, SharesReady: self._shares_ready,
             PublishRecorded: self._publish_recorded, AnswerRuleMet: self._answer_rule_met,
             TooFewServers: self._too_few_servers, TooFewShares: self._too_few_servers, AbortReceived: self._abort,
@@ -137,6 +141,11 @@ class Session:
     def credit(self) -> int:
         """Bytes that may still be sent before an answer comes (protocol.txt §7)."""
         return max(0, self.limits.credit - (self.received - self.durable))
+
+    @property
+    def storage_index_needed(self) -> bool:
+        """Whether pushing waits for the client to reveal the storage index (protocol.txt §4.4)."""
+        return self.state is State.OPEN and self.storage_index is None and not self.staging_enough
 
     @property
     def paused(self) -> bool:
@@ -188,8 +197,10 @@ class Session:
         """Hand received bytes to the spool while the pushing lag allows (protocol.txt §7)."""
         # A segment is pushed whole: with less than two in the lag nothing could ever move.
         limit = max(self.limits.pushing_lag, 2 * self.parameters.full_segment_size)
+        # After `finish` no more bytes come, and what is held must become durable before shares can end.
+        limited = self.placing and self.state is State.OPEN and not self.storage_index_needed
         commands: list[Command] = []
-        while self._held and not (self.placing and self._handed - self.pushed > limit):
+        while self._held and not (limited and self._handed - self.pushed > limit):
             data = self._held.popleft()
             self._handed += len(data)
             commands.append(Store(data))
@@ -204,14 +215,17 @@ class Session:
             call, _end = self._unanswered.popleft()
             commands.append(self._durable_answer(call))
         commands += self._compare_held()
-        if self._assigned_index is not None and self.durable >= self.limits.contact_after:
+        if self.durable >= self.limits.contact_after:
             commands += self._begin_placing()
         if self.state is State.COMPLETING:
             commands += self._complete_when_durable()
         return commands
 
     def _durable_answer(self, call: int) -> Reply:
-        return Reply(call, {"durable": self.durable, "credit": self.credit})
+        fields: dict[str, int | str | bytes] = {"durable": self.durable, "credit": self.credit}
+        if self.storage_index_needed:
+            fields["storage-index-needed"] = 1
+        return Reply(call, fields)
 
     def _compare_held(self) -> list[Command]:
         """Ask for the comparison of repeats whose held part is durable."""
@@ -245,6 +259,10 @@ class Session:
         self.pushed = event.position
         return self._release()
 
+    def _staging_changed(self, event: StagingEnough) -> list[Command]:
+        self.staging_enough = event.enough
+        return self._release()
+
     def _store_failed(self, event: StoreFailed) -> list[Command]:
         if self.state not in _BEFORE_PUBLISHING:
             return []  # over, or every byte was durable before
@@ -259,9 +277,9 @@ class Session:
         if error is not None:
             return [Refuse(event.call, error)]
         commands: list[Command] = [Reply(event.call, {"state": self.state.value})]
+        if self._assigned_index is None and self.state in _BEFORE_PUBLISHING:
+            commands.append(UseStorageIndex(event.storage_index))
         self.storage_index = self._assigned_index = event.storage_index
-        if self.durable >= self.limits.contact_after:
-            commands += self._begin_placing()
         return commands
 
     def _refusal_of_index(self, storage_index: bytes) -> errors.StreamingError | None:
@@ -272,10 +290,10 @@ class Session:
         return None
 
     def _begin_placing(self) -> list[Command]:
-        if self.placing or self.storage_index is None:
+        if self.placing:
             return []
         self.placing = True
-        return [BeginPlacing(self.storage_index)]
+        return [BeginPlacing()]
 
     # -- completion ------------------------------------------------------------------------------------
 
@@ -291,7 +309,7 @@ class Session:
         self._finish = event
         self.storage_index = event.storage_index
         self._go(State.COMPLETING)
-        return self._complete_when_durable()
+        return [*self._release(), *self._complete_when_durable()]
 
     def _refusal_of_finish(self, event: FinishReceived) -> errors.StreamingError | None:
         if self.error is not None:
@@ -330,7 +348,7 @@ class Session:
                 self._go(State.OPEN)
                 return [ForgetCompletion(), *(Refuse(call, errors.HashMismatch(field)) for call in calls)]
         self.ueb = event.ueb
-        return [*self._begin_placing(), SealShares()]
+        return [*self._begin_placing(), SealShares(self._finish.storage_index)]
 
     def _shares_ready(self, _event: SharesReady) -> list[Command]:
         if self.state is not State.COMPLETING:

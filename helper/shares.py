@@ -14,6 +14,8 @@ class ShareState(enum.Enum):
     """Where a share is; the values are seen in `status`."""
 
     UNPLACED = "unplaced"
+    WAITING = "waiting"  # for the storage index, which its server wants first
+    AWAY = "away"  # its server, which keeps it, is not connected; it is waited for
     ALLOCATING = "allocating"
     PUSHING = "pushing"
     READY = "ready"
@@ -22,8 +24,13 @@ class ShareState(enum.Enum):
     LOST = "lost"
 
 
+#: Shares that have a server, one that may still do what is asked of it.
 LIVE = frozenset(ShareState) - {ShareState.UNPLACED, ShareState.LOST}
 HOLDS_BLOCKS = frozenset({ShareState.PUSHING, ShareState.READY, ShareState.PUBLISHING, ShareState.CLOSED})
+
+
+#: Where the cursor of a share stands that its server has whole.
+ALL_SEGMENTS = 2**62
 
 
 @attrs.define(eq=False)
@@ -45,6 +52,7 @@ class Share:
     sealing: bool = False
     #: Grows with every new home; answers to an older one are ignored.
     generation: int = 0
+    segments_before: int = 0  # acknowledged by the server before it went away
     tried: set[bytes] = attrs.field(factory=set)  # servers that this share was lost on
 
     def leave(self, state: ShareState) -> ShareSink | None:

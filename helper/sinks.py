@@ -1,7 +1,7 @@
 """Where shares go: one interface for every kind of storage server.
 
-A kind of server is a module that provides these (stock.py: stock servers over Foolscap). pushing.py
-knows no other. Every kind passes the same contract suite (tests/contracts).
+A kind of server is a module that provides these (stock.py: stock servers over Foolscap; staging_client.py:
+those with our plugin). pushing.py knows no other. Every kind passes the same contract suite (tests/contracts).
 """
 
 from __future__ import annotations
@@ -10,27 +10,53 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import attrs
+from foolscap.api import DeadReferenceError
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone, ConnectionLost
 
 from helper.placement import Allocation
+
+#: What calls fail with when the connection is gone.
+CONNECTION_LOST = (DeadReferenceError, ConnectionDone, ConnectionLost)
 
 
 class ServerRefused(Exception):
     """A storage server did not do what it was asked; the share needs another home."""
 
 
+@attrs.frozen
+class Target:
+    """What servers may know of an upload. `storage_index` is None until they may be told; `staging_secret`
+    (32 bytes) is never sent: names of staged shares derive from it (protocol.txt §15.1)."""
+
+    staging_secret: bytes
+    storage_index: bytes | None = None
+
+
 class ShareSink(Protocol):
     """One share on one storage server, being written."""
+
+    @property
+    def held(self) -> int:
+        """Bytes of share data, from its start, that the server had of this share before."""
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the share was sealed before: nothing can be written any more, and need not be."""
 
     def write(self, offset: int, data: bytes) -> Deferred[None]:
         """Write at an offset of the share; fires when the server has the bytes. Calls may overlap in time;
         they are answered in the order in which they were made."""
 
-    def seal(self) -> Deferred[None]:
-        """All bytes are written and acknowledged: make the share ready to be published."""
+    def touch(self) -> Deferred[None]:
+        """Tell the server that an idle share is still wanted."""
 
-    def publish(self) -> Deferred[None]:
-        """Make the share readable under its storage index. Fires when the server says it is."""
+    def seal(self, storage_index: bytes, size: int, /) -> Deferred[None]:
+        """All `size` bytes are written and acknowledged: make the share ready to be published. May be repeated."""
+
+    def publish(self, storage_index: bytes, /) -> Deferred[ExistingShare | None]:
+        """Make the share readable under its storage index. Fires with None when the server says it is, or with
+        what stands there if the server had a share of that number before: then this one is gone."""
 
     def abort(self) -> Deferred[None]:
         """Let go of the share so that nothing of it stays. Never fails; no-op once published."""
@@ -58,6 +84,14 @@ class StorageServer(Protocol):
     """A storage server of the grid, while it is connected."""
 
     @property
+    def stages(self) -> bool:
+        """Whether it takes shares without a storage index and a size, and keeps them when the connection drops."""
+
+    @property
+    def permutation_seed(self) -> bytes:
+        """From which readers compute the order in which they ask servers."""
+
+    @property
     def server_id(self) -> bytes:
         """Stable and unique."""
 
@@ -68,8 +102,9 @@ class StorageServer(Protocol):
     def free_space(self) -> Deferred[int | None]:
         """Bytes it would take now, or None if it does not say. Fails if it does not answer."""
 
-    def allocate(self, storage_index: bytes, shnums: Sequence[int], allocation: Allocation) -> Deferred[Granted]:
-        """Ask for room for shares. Fails if the server does not answer."""
+    def allocate(self, target: Target, shnums: Sequence[int], allocation: Allocation) -> Deferred[Granted]:
+        """Ask for room for shares, or find those again that the server keeps. Fails if the server does not
+        answer. ValueError if a server that does not stage is asked without a storage index."""
 
     def on_disconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Be told (once) when the connection is gone; returns what cancels that."""
@@ -80,6 +115,10 @@ class Grid(Protocol):
 
     def servers_for(self, storage_index: bytes) -> list[StorageServer]:
         """Connected servers that may be written to, in the order in which readers look for shares."""
+
+    def when_back(self, server_id: bytes, timeout: float) -> Deferred[StorageServer | None]:
+        """Fires with a server that was lost when it is connected again, with None after `timeout` seconds. May be
+        cancelled; it fires with None then."""
 
     def writable_count(self) -> int:
         """How many servers could take a share now."""

@@ -6,7 +6,7 @@ the connection lasts, and publishes it with `close`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import attrs
@@ -14,8 +14,9 @@ from allmydata.immutable.layout import ReadBucketProxy
 from foolscap.api import Referenceable
 from twisted.internet.defer import Deferred, succeed
 
+from helper.layout import HEADER_VERSION
 from helper.placement import Allocation
-from helper.sinks import ExistingShare, Granted, ServerRefused, ShareSink
+from helper.sinks import ExistingShare, Granted, ServerRefused, ShareSink, Target
 
 LeaseSecrets = Callable[[bytes, bytes], tuple[bytes, bytes]]
 
@@ -29,21 +30,30 @@ class StockServer:
     lease_secrets: LeaseSecrets
 
     @property
+    def stages(self) -> bool:
+        return False
+
+    @property
+    def permutation_seed(self) -> bytes:
+        return bytes(self.native.get_permutation_seed())
+
+    @property
     def server_id(self) -> bytes:
         return bytes(self.native.get_serverid())
 
     @property
     def name(self) -> str:
-        name = self.native.get_name()
-        return name.decode("ascii", "replace") if isinstance(name, bytes) else str(name)
+        return short_name(self.native)
 
     def free_space(self) -> Deferred[int | None]:
         """Asked anew: what the server said when it connected may be days old."""
         d: Deferred[dict[bytes, Any]] = self.native.get_rref().callRemote("get_version")
         return d.addCallback(_available_space)
 
-    def allocate(self, storage_index: bytes, shnums: Sequence[int], allocation: Allocation) -> Deferred[Granted]:
-        return Deferred.fromCoroutine(self._allocate(storage_index, frozenset(shnums), allocation))
+    def allocate(self, target: Target, shnums: Sequence[int], allocation: Allocation) -> Deferred[Granted]:
+        if target.storage_index is None:
+            raise ValueError("a stock server wants a storage index")
+        return Deferred.fromCoroutine(self._allocate(target.storage_index, frozenset(shnums), allocation))
 
     async def _allocate(self, storage_index: bytes, shnums: frozenset[int], allocation: Allocation) -> Granted:
         rref = self.native.get_rref()
@@ -52,12 +62,14 @@ class StockServer:
             "allocate_buckets", storage_index, renew, cancel, set(shnums), allocation.share_size, Referenceable())
         sinks: dict[int, ShareSink] = {
             shnum: StockSink(writer) for shnum, writer in writers.items() if shnum in shnums}
-        existing: dict[int, ExistingShare] = {}
-        if wanted := shnums & already:
-            readers = await rref.callRemote("get_buckets", storage_index)
-            existing = {shnum: StockShare(ReadBucketProxy(readers[shnum], self.native, storage_index))
-                        for shnum in wanted if shnum in readers}
-        return Granted(sinks, existing)
+        wanted = shnums & already
+        return Granted(sinks, await self.existing_shares(storage_index, wanted) if wanted else {})
+
+    async def existing_shares(self, storage_index: bytes, shnums: Collection[int]) -> dict[int, ExistingShare]:
+        """Those of `shnums` that readers of `storage_index` find on this server."""
+        readers = await self.native.get_rref().callRemote("get_buckets", storage_index)
+        return {shnum: StockShare(ReadBucketProxy(readers[shnum], self.native, storage_index))
+                for shnum in shnums if shnum in readers}
 
     def on_disconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
         rref = self.native.get_rref()
@@ -71,13 +83,24 @@ class StockSink:
 
     writer: Any
 
+    @property
+    def held(self) -> int:
+        return 0
+
+    @property
+    def prepared(self) -> bool:
+        return False
+
     def write(self, offset: int, data: bytes) -> Deferred[None]:
         return self.writer.callRemote("write", offset, data)  # type: ignore[no-any-return]
 
-    def seal(self) -> Deferred[None]:
+    def touch(self) -> Deferred[None]:
+        return self.write(0, HEADER_VERSION)  # what every share begins with; an empty write would fail
+
+    def seal(self, _storage_index: bytes, _size: int) -> Deferred[None]:
         return succeed(None)  # a stock server knows nothing between written and closed
 
-    def publish(self) -> Deferred[None]:
+    def publish(self, _storage_index: bytes) -> Deferred[ExistingShare | None]:
         return self.writer.callRemote("close")  # type: ignore[no-any-return]
 
     def abort(self) -> Deferred[None]:
@@ -96,6 +119,12 @@ class StockShare:
 
     def read_block(self, segment: int, block_size: int, length: int) -> Deferred[bytes]:
         return self.proxy.get_block_data(segment, block_size, length)  # type: ignore[no-any-return]
+
+
+def short_name(native: Any) -> str:
+    """How Tahoe calls a server in logs and pages."""
+    name = native.get_name()
+    return name.decode("ascii", "replace") if isinstance(name, bytes) else str(name)
 
 
 def _available_space(version: Any) -> int | None:

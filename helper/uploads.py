@@ -17,16 +17,19 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from helper import errors, events
-from helper.interfaces import UPLOAD_ID_SIZE
+from helper.interfaces import SEEDS_MAX, UPLOAD_ID_SIZE
 from helper.parameters import Parameters
 from helper.pipeline import Pipeline
-from helper.placement import AllocationPolicy
+from helper.placement import AllocationPolicy, staging_suffices
 from helper.pushing import SharePusher
 from helper.session import ENDED, Limits, Session, State
 from helper.settings import Settings
 from helper.shares import ShareStatus
-from helper.sinks import Grid
+from helper.sinks import Grid, StorageServer
 from helper.spool import Spool
+
+#: Bytes; from it the names of staged shares derive (protocol.txt §15.1).
+STAGING_SECRET_SIZE = 32
 
 #: Ended uploads whose result can still be asked for; the oldest are forgotten first.
 REMEMBERED_MAX = 10_000
@@ -52,14 +55,18 @@ class Upload:
     log = Logger()
 
     def __init__(self, name: str, parameters: Parameters, settings: Settings, spool: Spool, grid: Grid,
-                 clock: IReactorTime, on_finished: Callable[[], None]) -> None:
+                 clock: IReactorTime, servers: list[StorageServer], on_count: Callable[[str, int], None]) -> None:
         self.name = name
         self.short = name[:8]  # for logs
         limits = Limits(settings.credit, settings.pushing_lag, settings.largest_message, settings.contact_after)
         self.session = Session(parameters, limits)
         self.last_call = clock.seconds()  # or change of state
         self._clock = clock
-        self._on_finished = on_finished
+        # Those that the client is told, and orders by their places in this list.
+        self._servers = [server.server_id for server in servers]
+        self.permutation_seeds = b"".join(
+            bytes([len(server.permutation_seed)]) + server.permutation_seed for server in servers)
+        self._on_count = on_count
         self._calls: dict[int, Deferred[Answered]] = {}
         self._next_call = 0
         self._events: list[object] = []
@@ -69,7 +76,8 @@ class Upload:
         self._pipeline = Pipeline(parameters, self._spool, self._blocks_changed, self._pipeline_failed)
         policy = AllocationPolicy(parameters.k, parameters.n, parameters.max_segment_size, settings.first_bound)
         self._pusher = SharePusher(parameters, self._pipeline, grid, policy, clock, settings.server_wait,
-                                   secrets.randbelow, self.tell, self._settled)
+                                   secrets.token_bytes(STAGING_SECRET_SIZE), secrets.randbelow, self.tell,
+                                   lambda length: on_count("bytes_pushed_again", length), self._settled)
 
     # -- calls -------------------------------------------------------------------------------------------
 
@@ -88,7 +96,7 @@ class Upload:
         fields: dict[str, int | str | bytes] = {
             "state": s.state.value, "received": s.received, "durable": s.durable, "credit": s.credit,
             "pushed": s.pushed, "paused": int(s.paused),
-            "storage-index-needed": int(s.storage_index is None and s.state is State.OPEN),
+            "storage-index-needed": int(s.storage_index_needed),
         }
         if s.parameters.size is not None:
             fields["size"] = s.parameters.size
@@ -115,11 +123,23 @@ class Upload:
         s = self.session
         self.last_call = self._clock.seconds()
         if s.state is State.FINISHED:
-            self._on_finished()
+            self._on_count("finished", 1)
         code = s.error.code if s.error is not None else "ok"
         self.log.info("upload {upload}: {before} -> {after} ({code}), {received} bytes received, {durable} durable",
                       upload=self.short, before=before.value, after=s.state.value, code=code,
                       received=s.received, durable=s.durable)
+
+    def order(self, order: bytes) -> Answered:
+        """Raises BadArgument unless `order` is a permutation of the servers that the client was told."""
+        count = len(self._servers)
+        indices = [int.from_bytes(order[i:i + 2], "big") for i in range(0, len(order), 2)]
+        if len(order) % 2 or sorted(indices) != list(range(count)):
+            raise errors.BadArgument("order", f"each number below {count} once, in two bytes",
+                                     f"{len(order)} bytes that are not that")
+        if self.session.error is not None:
+            raise self.session.error
+        self._pusher.rank([self._servers[i] for i in indices])
+        return Answered({"state": self.session.state.value})
 
     # -- commands ----------------------------------------------------------------------------------------
 
@@ -133,14 +153,16 @@ class Upload:
                 self._spool.append(data)
             case events.Compare(call, offset, data):
                 self._compare(call, offset, data)
-            case events.BeginPlacing(storage_index):
-                self._pusher.begin(storage_index)
+            case events.BeginPlacing():
+                self._pusher.begin()
+            case events.UseStorageIndex(storage_index):
+                self._pusher.use_storage_index(storage_index)
             case events.Complete(size):
                 self._pipeline.complete(size)
             case events.ForgetCompletion():
                 self._pipeline.reopen()
-            case events.SealShares():
-                self._pusher.seal()
+            case events.SealShares(storage_index):
+                self._pusher.seal(storage_index)
             case events.RecordPublishing():
                 self.tell(events.PublishRecorded())
             case events.PublishShares():
@@ -210,7 +232,7 @@ class Uploads:
         self._started = clock.seconds()
         self._sweeper = LoopingCall(self._sweep)
         self._sweeper.clock = clock
-        self.counters = {"opened": 0, "finished": 0, "bytes_received": 0}
+        self.counters = {"opened": 0, "finished": 0, "bytes_received": 0, "bytes_pushed_again": 0}
 
     def start(self) -> None:
         """The node starts. Begin to look for uploads that have expired."""
@@ -246,7 +268,8 @@ class Uploads:
         upload.last_call = self._clock.seconds()
         status = upload.status()
         return Answered({**status.fields, "largest-message": self._settings.largest_message,
-                         "servers": self._grid.writable_count()}, status.shares)
+                         "servers": self._grid.writable_count(), "permutation-seeds": upload.permutation_seeds},
+                        status.shares)
 
     def _new(self, name: str, parameters: Parameters, servers: int) -> Upload:
         if self._stopping:
@@ -256,8 +279,12 @@ class Uploads:
             raise errors.TooManyUploads(self._settings.uploads_max)
         if servers < parameters.happy:
             raise errors.TooFewServers(servers, parameters.happy)
-        upload = Upload(name, parameters, self._settings, self._spool, self._grid, self._clock, self._count_finished)
+        known = _fitting(self._grid.servers_for(bytes(16)))
+        upload = Upload(name, parameters, self._settings, self._spool, self._grid, self._clock, known, self._count)
         self._by_name[name] = upload
+        upload.tell(events.StagingEnough(staging_suffices(
+            parameters.k, parameters.happy, parameters.n, [s.server_id for s in known],
+            {s.server_id for s in known if s.stages})))
         self.counters["opened"] += 1
         self.log.info("upload {upload}: opened, {k} of {n}, happy {happy}, size {size}", upload=upload.short,
                       k=parameters.k, n=parameters.n, happy=parameters.happy,
@@ -284,6 +311,9 @@ class Uploads:
         answer = upload.call(lambda call: events.AssignReceived(call, storage_index))
         self._claim_for(upload)
         return await answer
+
+    async def order(self, upload_id: bytes, order: bytes) -> Answered:
+        return self._find(upload_id).order(order)
 
     async def finish(self, upload_id: bytes, size: int, storage_index: bytes, crypttext_hash: bytes,
                      crypttext_root_hash: bytes) -> Answered:
@@ -322,8 +352,8 @@ class Uploads:
         if upload.session.storage_index is not None and not _over(upload):
             self._by_index[upload.session.storage_index] = upload
 
-    def _count_finished(self) -> None:
-        self.counters["finished"] += 1
+    def _count(self, name: str, increment: int) -> None:
+        self.counters[name] += increment
 
     def _sweep(self) -> None:
         now, settings = self._clock.seconds(), self._settings
@@ -341,6 +371,17 @@ class Uploads:
     def _forget(self, upload: Upload) -> None:
         del self._by_name[upload.name]
         upload.forget()
+
+
+def _fitting(servers: list[StorageServer]) -> list[StorageServer]:
+    """As many as an answer can name (protocol.txt §4.1); more than a file has shares, in any case."""
+    size, fitting = 0, []
+    for server in servers:
+        size += 1 + len(server.permutation_seed)
+        if size > SEEDS_MAX or len(server.permutation_seed) > 255:
+            break
+        fitting.append(server)
+    return fitting
 
 
 def _over(upload: Upload) -> bool:

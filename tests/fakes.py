@@ -18,8 +18,9 @@ from foolscap.api import DeadReferenceError
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 
+from helper.layout import DATA_OFFSET
 from helper.placement import Allocation
-from helper.sinks import Granted, StorageServer
+from helper.sinks import ExistingShare, Granted, ShareSink, StorageServer, Target
 
 T = TypeVar("T")
 
@@ -59,13 +60,15 @@ class Published:
 
 
 class FakeServer:
-    """A StorageServer (helper/sinks.py). `capacity` in bytes, None for a server that does not say.
+    """A stock StorageServer (helper/sinks.py). `capacity` in bytes, None for a server that does not say.
 
     `latency`: seconds between a request and its answer; requests are served one after the other.
     """
 
+    stages = False
+
     def __init__(self, name: str, clock: IReactorTime, capacity: int | None = None, latency: float = 0.0) -> None:
-        self.server_id = hashlib.sha256(name.encode()).digest()[:20]
+        self.server_id = self.permutation_seed = hashlib.sha256(name.encode()).digest()[:20]
         self.name = name
         self.clock = clock
         self.capacity = capacity
@@ -141,12 +144,13 @@ class FakeServer:
     def free_space(self) -> Deferred[int | None]:
         return self.request("space", self.connection, self._free_space)
 
-    def allocate(self, storage_index: bytes, shnums: Sequence[int], allocation: Allocation) -> Deferred[Granted]:
+    def allocate(self, target: Target, shnums: Sequence[int], allocation: Allocation) -> Deferred[Granted]:
+        if target.storage_index is None and not self.stages:
+            raise ValueError("a stock server wants a storage index")
         for shnum in shnums:
             self.asked.append(Asked(self.clock.seconds(), "allocate", shnum, allocation.share_size))
         return self.request(
-            "allocate", self.connection,
-            lambda: self._grant(storage_index, list(shnums), allocation.share_size),
+            "allocate", self.connection, lambda: self._grant(target, list(shnums), allocation.share_size),
             refused=lambda: Granted({}, {}))
 
     def on_disconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
@@ -210,12 +214,13 @@ class FakeServer:
         written += sum(sink.written_to for sink in self.open.values())
         return max(0, self.capacity - written)
 
-    def _grant(self, storage_index: bytes, shnums: list[int], size: int) -> Granted:
+    def _grant(self, target: Target, shnums: list[int], size: int) -> Granted:
+        assert target.storage_index is not None
         free = self._free_space()
         room = None if free is None else free - sum(sink.allocated for sink in self.open.values())
         granted = Granted({}, {})
         for shnum in shnums:
-            place = storage_index, shnum
+            place = target.storage_index, shnum
             if place in self.published:
                 granted.existing[shnum] = FakeShare(self, self.connection, place)
             elif place not in self.open and (room is None or room >= size):
@@ -251,19 +256,25 @@ class FakeSink:
         self.server.unanswered_bytes -= size
         return result
 
-    def seal(self) -> Deferred[None]:
+    held = 0
+    prepared = False
+
+    def touch(self) -> Deferred[None]:
+        return self.write(0, b"\0\0\0\2")
+
+    def seal(self, _storage_index: bytes, _size: int) -> Deferred[None]:
         if not self.server.seals:
             return succeed(None)  # as stock: nothing is asked, nothing can fail
         return self._request("seal", self._check_open)
 
-    def publish(self) -> Deferred[None]:
+    def publish(self, _storage_index: bytes) -> Deferred[ExistingShare | None]:
         return self._request("publish", self._publish)
 
     def abort(self) -> Deferred[None]:
         d = self._request("abort", self._abort)
         return d.addErrback(lambda _failure: None)
 
-    def _request(self, operation: str, perform: Callable[[], None]) -> Deferred[None]:
+    def _request(self, operation: str, perform: Callable[[], None]) -> Deferred[Any]:
         return self.server.request(operation, self.connection, perform)
 
     def _check_open(self) -> None:
@@ -334,12 +345,174 @@ class FakeShare:
         return self._data()[start + 8:start + 8 + length]
 
 
-class FakeGrid:
-    """A Grid (helper/sinks.py) of fake servers."""
+@attrs.define
+class StagedData:
+    """A staged share: what is written of it, and how much of that survives a kill."""
 
-    def __init__(self, clock: IReactorTime, count: int) -> None:
+    data: bytearray = attrs.field(factory=lambda: bytearray(DATA_OFFSET))
+    synced: int = DATA_OFFSET
+    prepared: bool = False
+
+
+class FakeStagingServer(FakeServer):
+    """A storage server with the staging plugin: keeps shares when the connection drops, and what was synced when
+    it is killed. `sync_interval` in bytes."""
+
+    stages = True
+
+    def __init__(self, name: str, clock: IReactorTime, capacity: int | None = None, latency: float = 0.0,
+                 sync_interval: int = 4096) -> None:
+        super().__init__(name, clock, capacity, latency)
+        self.sync_interval = sync_interval
+        self.staged: dict[tuple[bytes, int], StagedData] = {}
+        self.touched = 0
+        self._aborts: list[tuple[bytes, int]] = []
+
+    def kill(self) -> None:
+        """The node's process ends at once; `reconnect` starts it again."""
+        self.disconnect()
+        for share in self.staged.values():
+            if not share.prepared:
+                del share.data[share.synced:]
+
+    def reconnect(self) -> None:
+        super().reconnect()
+        for place in self._aborts:
+            self.staged.pop(place, None)
+        self._aborts.clear()
+
+    @property
+    def has_leftovers(self) -> bool:
+        return bool(self.staged)
+
+    def abort_later(self, place: tuple[bytes, int]) -> None:
+        """As helper.staging_links."""
+        if self.connected:
+            self.staged.pop(place, None)
+        else:
+            self._aborts.append(place)
+
+    def room(self) -> int | None:
+        """Bytes."""
+        if self.capacity is None:
+            return None
+        used = sum(len(share.data) for share in [*self.published.values(), *self.staged.values()])
+        return max(0, self.capacity - used)
+
+    def _free_space(self) -> int | None:
+        return self.room()
+
+    def _grant(self, target: Target, shnums: list[int], size: int) -> Granted:
+        existing: dict[int, ExistingShare] = {}
+        if target.storage_index is not None:
+            existing = {shnum: FakeShare(self, self.connection, (target.storage_index, shnum))
+                        for shnum in shnums if (target.storage_index, shnum) in self.published}
+        wanted = [shnum for shnum in shnums if shnum not in existing]
+        new = [shnum for shnum in wanted if (target.staging_secret, shnum) not in self.staged]
+        room = self.room()
+        if new and room is not None and room <= size * len(new):
+            raise ServerError("no-space")
+        sinks: dict[int, ShareSink] = {}
+        for shnum in wanted:
+            share = self.staged.setdefault((target.staging_secret, shnum), StagedData())
+            sinks[shnum] = FakeStagedSink(self, self.connection, target.staging_secret, shnum,
+                                          len(share.data), share.prepared)
+        return Granted(sinks, existing)
+
+
+@attrs.frozen
+class FakeStagedSink:
+    """A share being staged (helper/sinks.py ShareSink)."""
+
+    server: FakeStagingServer
+    connection: int
+    secret: bytes
+    shnum: int
+    held: int
+    prepared: bool
+
+    def write(self, offset: int, data: bytes) -> Deferred[None]:
+        self.server.asked.append(Asked(self.server.clock.seconds(), "write", self.shnum, len(data)))
+        self.server.unanswered_bytes += len(data)
+        d: Deferred[None] = self._request("write", lambda: self._write(offset, bytes(data)))
+        return d.addBoth(self._answered, len(data))
+
+    def touch(self) -> Deferred[None]:
+        return self._request("touch", self._touch)
+
+    def seal(self, _storage_index: bytes, size: int) -> Deferred[None]:
+        return self._request("seal", lambda: self._seal(size))
+
+    def publish(self, storage_index: bytes) -> Deferred[ExistingShare | None]:
+        return self._request("publish", lambda: self._publish(storage_index))
+
+    def abort(self) -> Deferred[None]:
+        place = self.secret, self.shnum
+        d: Deferred[None] = self._request("abort", lambda: self.server.abort_later(place))
+        return d.addErrback(lambda _failure: self.server.abort_later(place))
+
+    def _answered(self, result: T, size: int) -> T:
+        self.server.unanswered_bytes -= size
+        return result
+
+    def _request(self, operation: str, perform: Callable[[], Any]) -> Deferred[Any]:
+        return self.server.request(operation, self.connection, perform)
+
+    def _share(self) -> StagedData:
+        share = self.server.staged.get((self.secret, self.shnum))
+        if share is None:
+            raise ServerError("unknown-staging")
+        return share
+
+    def _write(self, offset: int, data: bytes) -> None:
+        share, end = self._share(), offset + len(data)
+        if share.prepared:
+            raise ServerError("already-prepared")
+        if not (end <= DATA_OFFSET or DATA_OFFSET <= offset <= len(share.data)):
+            raise ServerError("offset-gap")
+        room = self.server.room()
+        if room is not None and end - len(share.data) > room:
+            raise ServerError("no-space")
+        share.data[offset:end] = data
+        if len(share.data) - share.synced >= self.server.sync_interval:
+            share.synced = len(share.data)
+
+    def _touch(self) -> None:
+        self._share()
+        self.server.touched += 1
+
+    def _seal(self, size: int) -> None:
+        share = self._share()
+        if not DATA_OFFSET < size <= len(share.data):
+            raise ServerError("wrong-size")
+        del share.data[size:]
+        share.prepared = True
+
+    def _publish(self, storage_index: bytes) -> ExistingShare | None:
+        place = storage_index, self.shnum
+        share = self.server.staged.get((self.secret, self.shnum))
+        if share is not None:
+            if not share.prepared:
+                raise ServerError("not-prepared")
+            if place in self.server.open:
+                raise ServerError("busy")
+            del self.server.staged[self.secret, self.shnum]
+            if place not in self.server.published:
+                self.server.published[place] = Published(bytes(share.data), len(share.data))
+                self.server.closed_at[self.shnum] = self.server.clock.seconds()
+                return None
+        if place not in self.server.published:
+            raise ServerError("unknown-staging")
+        return FakeShare(self.server, self.connection, place)
+
+
+class FakeGrid:
+    """A Grid (helper/sinks.py) of fake servers, of which the last `staging` stage."""
+
+    def __init__(self, clock: IReactorTime, count: int, staging: int = 0) -> None:
         self._clock = clock
-        self.servers = [FakeServer(f"server{i}", clock) for i in range(count)]
+        self.servers: list[FakeServer] = [
+            (FakeStagingServer if i >= count - staging else FakeServer)(f"server{i}", clock) for i in range(count)]
 
     def servers_for(self, storage_index: bytes) -> list[StorageServer]:
         return list(self.in_order(storage_index))
@@ -365,6 +538,27 @@ class FakeGrid:
 
         look()
         return done
+
+    def when_back(self, server_id: bytes, timeout: float) -> Deferred[StorageServer | None]:
+        done: Deferred[StorageServer | None] = Deferred(lambda d: d.callback(None))
+        deadline = self._clock.seconds() + timeout
+
+        def look() -> None:
+            back = next((s for s in self.servers if s.server_id == server_id and s.connected and s.writable), None)
+            if done.called:
+                return
+            if back is not None or self._clock.seconds() >= deadline:
+                done.callback(back)
+            else:
+                self._clock.callLater(COUNT_INTERVAL, look)
+
+        look()
+        return done
+
+    @property
+    def staging(self) -> list[FakeStagingServer]:
+        """Those that stage."""
+        return [s for s in self.servers if isinstance(s, FakeStagingServer)]
 
     def copies(self, storage_index: bytes) -> dict[int, list[tuple[FakeServer, Published]]]:
         """Every published share of a storage index, by share number."""

@@ -102,6 +102,9 @@ class WireLink:
                      crypttext_root_hash: bytes) -> HelperAnswer:
         return await self._call("finish", upload_id, size, storage_index, crypttext_hash, crypttext_root_hash)
 
+    async def order(self, upload_id: bytes, order: bytes) -> HelperAnswer:
+        return await self._call("order", upload_id, order)
+
     async def abort(self, upload_id: bytes) -> HelperAnswer:
         return await self._call("abort", upload_id)
 
@@ -167,10 +170,10 @@ class WireLink:
 class World:
     """A helper over a fake grid, its spool in a real directory; use it as a context manager."""
 
-    def __init__(self, servers: int = 10, settings: Settings = SMALL) -> None:
+    def __init__(self, servers: int = 10, settings: Settings = SMALL, staging: int = 0) -> None:
         self.settings = settings
         self.clock = Clock()
-        self.grid = FakeGrid(self.clock, servers)
+        self.grid = FakeGrid(self.clock, servers, staging)
         self.errors: list[LogEvent] = []
         #: Called whenever time has gone on or something has happened.
         self.watch: Callable[[], None] = lambda: None

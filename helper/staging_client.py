@@ -1,0 +1,165 @@
+"""Storage servers with our staging plugin, as the helper sees them: protocol.txt part 2.
+
+A staging server takes a share without a storage index and a size, keeps it when the connection drops or the
+node restarts, and publishes it with one call. Otherwise it is a stock server, and is asked as one for the
+shares that it already had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import attrs
+from allmydata.util import hashutil
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from helper.interfaces import SIZE_MAX
+from helper.placement import Allocation
+from helper.sinks import CONNECTION_LOST, ExistingShare, Granted, ServerRefused, ShareSink, Target
+from helper.stock import StockServer
+
+_NAME_TAG = b"tahoe-stream staging name v1"
+_PREPARED = b"prepared"
+
+
+def staging_name(staging_secret: bytes, server_id: bytes) -> bytes:
+    """The name (32 bytes) of an upload's shares on one server, of no use on another: protocol.txt §15.1."""
+    return bytes(hashutil.tagged_pair_hash(_NAME_TAG, staging_secret, server_id))
+
+
+class StagingLink(Protocol):
+    """The way to one node's plugin (staging_links.py)."""
+
+    @property
+    def rref(self) -> Any:
+        """Refers to an RIStagingServer."""
+
+    def abort_later(self, name: bytes, shnum: int) -> None:
+        """Remove a staged share as soon as the server is connected again."""
+
+
+@attrs.frozen
+class StagingStorageServer:
+    """One connected staging server. `stock` is the same node without its plugin."""
+
+    stock: StockServer
+    link: StagingLink
+
+    @property
+    def server_id(self) -> bytes:
+        return self.stock.server_id
+
+    @property
+    def name(self) -> str:
+        return self.stock.name
+
+    @property
+    def stages(self) -> bool:
+        return True
+
+    @property
+    def permutation_seed(self) -> bytes:
+        return self.stock.permutation_seed
+
+    def free_space(self) -> Deferred[int | None]:
+        d: Deferred[Any] = self.link.rref.callRemote("get_version")
+        return d.addCallback(lambda answer: _number(_checked(answer), b"available-space"))
+
+    def allocate(self, target: Target, shnums: Sequence[int], allocation: Allocation) -> Deferred[Granted]:
+        return Deferred.fromCoroutine(self._allocate(target, list(shnums), allocation))
+
+    async def _allocate(self, target: Target, shnums: list[int], allocation: Allocation) -> Granted:
+        existing: dict[int, ExistingShare] = {}
+        if target.storage_index is not None:
+            # Without an index nothing can be there; and if publishing it was cut short, this finds the share.
+            existing = await self.stock.existing_shares(target.storage_index, shnums)
+        wanted = [shnum for shnum in shnums if shnum not in existing]
+        if not wanted:
+            return Granted({}, existing)
+        name = staging_name(target.staging_secret, self.server_id)
+        answer, held = await self.link.rref.callRemote("stage", name, wanted, allocation.share_size)
+        _checked(answer)
+        sinks: dict[int, ShareSink] = {
+            shnum: StagedSink(self, name, shnum, min(length, SIZE_MAX), state == _PREPARED)
+            for shnum, state, length, _synced in held if shnum in wanted}
+        return Granted(sinks, existing)
+
+    def on_disconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
+        rref = self.link.rref
+        marker = rref.notifyOnDisconnect(callback)
+        return lambda: rref.dontNotifyOnDisconnect(marker)
+
+
+@attrs.frozen
+class StagedSink:
+    """A share that is being staged; `held` and `prepared` as they were when it was found."""
+
+    server: StagingStorageServer
+    name: bytes
+    shnum: int
+    held: int
+    prepared: bool
+
+    def write(self, offset: int, data: bytes) -> Deferred[None]:
+        return self._call("write", self.shnum, offset, data)
+
+    def touch(self) -> Deferred[None]:
+        d: Deferred[Any] = self.server.link.rref.callRemote("held", self.name)
+        return d.addCallback(lambda answer_and_held: _done(answer_and_held[0]))
+
+    def seal(self, storage_index: bytes, size: int) -> Deferred[None]:
+        stock = self.server.stock
+        renew, cancel = stock.lease_secrets(storage_index, stock.native.get_lease_seed())
+        return self._call("prepare", self.shnum, size, renew, cancel)
+
+    def publish(self, storage_index: bytes) -> Deferred[ExistingShare | None]:
+        return Deferred.fromCoroutine(self._publish(storage_index))
+
+    async def _publish(self, storage_index: bytes) -> ExistingShare | None:
+        answer, outcomes = await self.server.link.rref.callRemote("assign", self.name, storage_index, [self.shnum])
+        # An unknown staging has been assigned before, and the answer was lost: then the share is there.
+        outcome = dict(outcomes).get(self.shnum, b"") if _code(answer) == b"ok" else _code(answer)
+        if outcome == b"assigned":
+            return None
+        if outcome in (b"already-there", b"unknown", b"unknown-staging"):
+            existing = await self.server.stock.existing_shares(storage_index, [self.shnum])
+            if self.shnum in existing:
+                return existing[self.shnum]
+        raise ServerRefused(f"did not publish a share: {outcome.decode('ascii', 'replace')}")
+
+    def abort(self) -> Deferred[None]:
+        d: Deferred[Any] = self.server.link.rref.callRemote("abort", self.name, [self.shnum])
+
+        def failed(failure: Failure) -> None:
+            if failure.check(*CONNECTION_LOST):
+                self.server.link.abort_later(self.name, self.shnum)
+
+        return d.addCallbacks(lambda _answer: None, failed)
+
+    def _call(self, method: str, *arguments: Any) -> Deferred[None]:
+        d: Deferred[Any] = self.server.link.rref.callRemote(method, self.name, *arguments)
+        return d.addCallback(_done)
+
+
+def _code(answer: Any) -> bytes:
+    code = answer.get(b"code") if isinstance(answer, dict) else None
+    return code if isinstance(code, bytes) else b"no code"
+
+
+def _checked(answer: Any) -> dict[bytes, Any]:
+    """An answer that is not a refusal; raises ServerRefused."""
+    if _code(answer) != b"ok":
+        raise ServerRefused(f"refused: {_code(answer).decode('ascii', 'replace')}")
+    checked: dict[bytes, Any] = answer
+    return checked
+
+
+def _done(answer: Any) -> None:
+    _checked(answer)
+
+
+def _number(answer: dict[bytes, Any], key: bytes) -> int | None:
+    value = answer.get(key)
+    return value if isinstance(value, int) else None
