@@ -109,6 +109,12 @@ class ShareHomes:
         for waiting in list(self._awaited):
             waiting.cancel()
 
+    def let_go_of_absent(self) -> None:
+        """Of what servers keep that are away."""
+        for share in self._shares:
+            if share.state is ShareState.AWAY and share.server is not None:
+                share.server.let_go(self._target, [share.shnum])
+
     # -- placing -----------------------------------------------------------------------------------------
 
     def place_all(self) -> None:
@@ -347,6 +353,7 @@ class ShareHomes:
                 self._allocate(back, still)
             else:
                 self.log.info("storage server {server} has not come back", server=server.name)
+                server.let_go(self._target, [share.shnum for share in still])
                 for share in still:
                     self.lose(share)
             self._on_change()

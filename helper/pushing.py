@@ -113,6 +113,7 @@ class SharePusher:
 
     def abandon(self) -> Deferred[None]:
         """Let go of every share. Fires when the servers have, or after ABANDON_PATIENCE."""
+        self._homes.let_go_of_absent()
         sinks = [share.leave(ShareState.LOST) for share in self._shares]
         waiting = [*self._homes.pending, *(sink.abort() for sink in sinks if sink is not None)]
         self.stop()

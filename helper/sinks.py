@@ -106,6 +106,9 @@ class StorageServer(Protocol):
         """Ask for room for shares, or find those again that the server keeps. Fails if the server does not
         answer. ValueError if a server that does not stage is asked without a storage index."""
 
+    def let_go(self, target: Target, shnums: Sequence[int], /) -> None:
+        """Remove what it keeps of shares without a storage index, at once or when it is connected again."""
+
     def on_disconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Be told (once) when the connection is gone; returns what cancels that."""
 

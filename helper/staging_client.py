@@ -86,6 +86,11 @@ class StagingStorageServer:
             for shnum, state, length, _synced in held if shnum in wanted}
         return Granted(sinks, existing)
 
+    def let_go(self, target: Target, shnums: Sequence[int]) -> None:
+        name = staging_name(target.staging_secret, self.server_id)
+        for shnum in shnums:
+            self.link.abort_later(name, shnum)
+
     def on_disconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
         rref = self.link.rref
         marker = rref.notifyOnDisconnect(callback)

@@ -65,6 +65,9 @@ class StockServer:
         wanted = shnums & already
         return Granted(sinks, await self.existing_shares(storage_index, wanted) if wanted else {})
 
+    def let_go(self, _target: Target, _shnums: Sequence[int]) -> None:
+        pass  # nothing outlives the connection
+
     async def existing_shares(self, storage_index: bytes, shnums: Collection[int]) -> dict[int, ExistingShare]:
         """Those of `shnums` that readers of `storage_index` find on this server."""
         readers = await self.native.get_rref().callRemote("get_buckets", storage_index)

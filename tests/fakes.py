@@ -153,6 +153,9 @@ class FakeServer:
             "allocate", self.connection, lambda: self._grant(target, list(shnums), allocation.share_size),
             refused=lambda: Granted({}, {}))
 
+    def let_go(self, target: Target, shnums: Sequence[int]) -> None:
+        pass
+
     def on_disconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
         number, self._next_watcher = self._next_watcher, self._next_watcher + 1
         if self.connected:
@@ -391,6 +394,10 @@ class FakeStagingServer(FakeServer):
             self.staged.pop(place, None)
         else:
             self._aborts.append(place)
+
+    def let_go(self, target: Target, shnums: Sequence[int]) -> None:
+        for shnum in shnums:
+            self.abort_later((target.staging_secret, shnum))
 
     def room(self) -> int | None:
         """Bytes."""
