@@ -68,7 +68,8 @@ class ShareHomes:
         # Until the storage index is known and if the client says nothing: any order will do, another for each upload.
         self._any_order = hashlib.sha256(_ORDER_TAG + staging_secret).digest()[:16]
         self._ranked: list[bytes] = []  # server IDs, as the client wants them
-        self.staging_enough: bool | None = None  # see StagingEnough; None before shares are placed
+        self._staging_enough: bool | None = None  # see StagingEnough; None before shares are placed
+        self._known_index: bytes | None = None  # perhaps not told to servers yet
         self._awaited: set[Deferred[StorageServer | None]] = set()  # servers that are away
         self.durable = 0
         self.stopped = False
@@ -91,6 +92,13 @@ class ShareHomes:
             if waiting := [share for share in self._shares if share.state is ShareState.WAITING]:
                 self._deal(waiting)
                 self._check_enough()
+
+    def seal(self, storage_index: bytes) -> None:
+        """The storage index is known. It is used now only if shares on staging servers do not meet the answer
+        rule alone: until something is published, servers should not need to know it."""
+        self._known_index = storage_index
+        if not self._staging_enough:
+            self.use_storage_index(storage_index)
 
     def begin(self, server_wait: float) -> None:
         """Find a home for every share, once enough servers are connected or `server_wait` seconds are over."""
@@ -262,6 +270,8 @@ class ShareHomes:
         sink = share.leave(ShareState.LOST)
         if sink is not None:
             sink.abort()
+        elif share.server is not None:
+            share.server.let_go(self._target, [share.shnum])
         if elsewhere:
             self._rehome([share])
         self._check_enough()
@@ -301,9 +311,11 @@ class ShareHomes:
         staged = {s.shnum: s.server.server_id for s in self._shares
                   if s.state in LIVE and s.server is not None and s.server.stages}
         enough = rule_met(staged, self._parameters.k, self._parameters.happy)
-        if enough is not self.staging_enough:
-            self.staging_enough = enough
+        if enough is not self._staging_enough:
+            self._staging_enough = enough
             self._tell(StagingEnough(enough))
+            if not enough and self._known_index is not None:
+                self.use_storage_index(self._known_index)
 
     def _retry(self) -> None:
         lost = [s for s in self._shares if s.state is ShareState.LOST]
@@ -353,7 +365,6 @@ class ShareHomes:
                 self._allocate(back, still)
             else:
                 self.log.info("storage server {server} has not come back", server=server.name)
-                server.let_go(self._target, [share.shnum for share in still])
                 for share in still:
                     self.lose(share)
             self._on_change()

@@ -100,8 +100,7 @@ class SharePusher:
     def seal(self, storage_index: bytes) -> None:
         """The pipeline has a Completion and it is right: end every share."""
         self._storage_index = storage_index
-        if not self._homes.staging_enough:
-            self._homes.use_storage_index(storage_index)
+        self._homes.seal(storage_index)
         self._soon()
 
     def publish(self) -> None:
