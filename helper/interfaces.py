@@ -46,12 +46,13 @@ _Hash = StringConstraint(2 * HASH_SIZE)
 _Number = IntegerConstraint(8)
 _Key = StringConstraint(64)
 _Data = StringConstraint(LARGEST_MESSAGE_MAX)
+_Order = StringConstraint(64 * KiB)
 
 #: Parameters of `open`: k, happy, n, max-segment-size and, when known, size.
 OpenParameters = DictOf(_Key, _Number, maxKeys=16)
 
 #: Fields of an answer: b"code" always; numbers and byte strings (protocol.txt §3.2).
-AnswerFields = DictOf(_Key, ChoiceOf(_Number, StringConstraint(8 * KiB)), maxKeys=32)
+AnswerFields = DictOf(_Key, ChoiceOf(_Number, StringConstraint(64 * KiB)), maxKeys=32)
 #: (share number, server name, state, bytes of ciphertext placed), of `status` and `finish`.
 ShareList = ListOf(TupleOf(_Number, _Key, _Key, _Number), maxLength=SHARES_MAX)
 Answer = TupleOf(AnswerFields, ShareList)
@@ -76,6 +77,10 @@ class RIStreamingHelper(RemoteInterface):
 
     def assign(upload_id=_Id, storage_index=_Index):  # type: ignore[no-untyped-def]
         """Tell the storage index before `finish`: protocol.txt §4.4."""
+        return Answer
+
+    def order(upload_id=_Id, order=_Order):  # type: ignore[no-untyped-def]
+        """Tell in which order readers will ask servers, without the storage index: protocol.txt §4.7."""
         return Answer
 
     def finish(upload_id=_Id, size=_Number, storage_index=_Index,  # type: ignore[no-untyped-def]
