@@ -14,6 +14,7 @@ from twisted.internet.threads import blockingCallFromThread
 from twisted.python.threadable import isInIOThread
 
 from client_shim.client import StreamingClient
+from client_shim.disclosure import RevealStorageIndex
 from client_shim.errors import UploadClosed
 from client_shim.node_config import read_node_config
 from client_shim.upload import StreamingUpload
@@ -27,16 +28,18 @@ class UploadFile(io.RawIOBase):
     """A file being uploaded: write bytes, then `close`, then read `cap`.
 
     `close` raises if there is no cap. Leaving a `with` block by an exception aborts the upload. Errors are
-    UploadErrors. Not for the reactor thread of a Twisted program: use client.StreamingClient there.
+    UploadErrors. `reveal` (None: the node's setting) says when the helper is told the storage index. Not for the
+    reactor thread of a Twisted program: use client.StreamingClient there.
     """
 
-    def __init__(self, node_directory: str | Path, size: int | None = None) -> None:
+    def __init__(self, node_directory: str | Path, size: int | None = None,
+                 reveal: RevealStorageIndex | None = None) -> None:
         self._client = StreamingClient(read_node_config(Path(node_directory)))
         self._cap: bytes | None = None
         self._upload: StreamingUpload | None = None
         _run_reactor()
         try:
-            self._upload = _in_reactor(lambda: _made(self._client, size))
+            self._upload = _in_reactor(lambda: _made(self._client, size, reveal))
         except BaseException:
             _in_reactor(self._client.stop)
             raise
@@ -95,8 +98,8 @@ class UploadFile(io.RawIOBase):
             super().close()
 
 
-async def _made(client: StreamingClient, size: int | None) -> StreamingUpload:
-    upload = client.upload(size=size)
+async def _made(client: StreamingClient, size: int | None, reveal: RevealStorageIndex | None) -> StreamingUpload:
+    upload = client.upload(size=size, reveal=reveal)
     await upload.open()
     return upload
 

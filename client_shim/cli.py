@@ -48,10 +48,13 @@ def helper_run(nodedir: Path, allow_stdin_close: bool, twistd_arguments: tuple[s
               help="Read random segments back through the client node before printing the cap.")
 @click.option("--from-command", is_flag=True,
               help="Upload the output of a command (after --); no cap if it fails.")
+@click.option("--reveal-storage-index", "reveal", type=click.Choice(["auto", "early", "at-completion"]),
+              help="When the helper is told the storage index: when it cannot do without (auto, the default), at "
+                   "once, or with the last byte. The default is a setting: streaming.cfg, [client].")
 @click.option("--json", "as_json", is_flag=True, help="Progress and errors as JSON lines on standard error.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[FILE|-] [-- COMMAND...]")
-def put(node_directory: Path, convergent: bool, verify: bool, from_command: bool, as_json: bool,
-        arguments: tuple[str, ...]) -> None:
+def put(node_directory: Path, convergent: bool, verify: bool, from_command: bool, reveal: str | None,
+        as_json: bool, arguments: tuple[str, ...]) -> None:
     """Stream FILE, standard input or a command's output to the grid, and print its read cap."""
     if from_command:
         if not arguments:
@@ -66,10 +69,12 @@ def put(node_directory: Path, convergent: bool, verify: bool, from_command: bool
         command = ()
         if convergent and (file is None or not file.is_file()):
             raise click.UsageError("--convergent needs a regular file: it is read twice")
+    from client_shim.disclosure import RevealStorageIndex
     from client_shim.put import PutOptions, run_put
     from client_shim.report import Report
 
-    options = PutOptions(node_directory, file, command, convergent, verify)
+    options = PutOptions(node_directory, file, command, convergent, verify,
+                         None if reveal is None else RevealStorageIndex(reveal))
     sys.exit(run_put(options, Report(sys.stderr, as_json), lambda cap: print(cap, flush=True)))
 
 

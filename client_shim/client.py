@@ -11,6 +11,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
 from client_shim.cipher import PlaintextDigests
+from client_shim.disclosure import RevealStorageIndex
 from client_shim.errors import HelperUnreachable
 from client_shim.helper_edge import HelperLink, connect, make_tub
 from client_shim.node_config import NodeConfig
@@ -35,9 +36,11 @@ class StreamingClient:
         self._tub: Tub | None = None
 
     def upload(self, *, size: int | None = None, key: bytes | None = None, digests: PlaintextDigests | None = None,
+               reveal: RevealStorageIndex | None = None,
                on_progress: Callable[[Progress], None] = lambda _progress: None,
                on_failed: Callable[[], None] = lambda: None) -> StreamingUpload:
-        """A new upload of `size` bytes (None: as many as come). The rest as for StreamingUpload."""
+        """A new upload of `size` bytes (None: as many as come). `reveal` is the node's setting if it is None. The
+        rest as for StreamingUpload."""
         parameters = attrs.evolve(self.config.parameters, size=size)
 
         async def connect_upload() -> HelperLink:
@@ -46,6 +49,7 @@ class StreamingClient:
             return link
 
         upload = StreamingUpload(connect_upload, parameters, reactor, key=key, digests=digests,
+                                 reveal=reveal or self.config.settings.reveal,
                                  on_progress=on_progress, on_failed=on_failed)
         return upload
 

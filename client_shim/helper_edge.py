@@ -98,6 +98,9 @@ class HelperLink:
     async def assign(self, upload_id: bytes, storage_index: bytes) -> HelperAnswer:
         return await self._call("assign", upload_id, storage_index)
 
+    async def order(self, upload_id: bytes, order: bytes) -> HelperAnswer:
+        return await self._call("order", upload_id, order)
+
     async def finish(self, upload_id: bytes, size: int, storage_index: bytes, crypttext_hash: bytes,
                      crypttext_root_hash: bytes) -> HelperAnswer:
         return await self._call("finish", upload_id, size, storage_index, crypttext_hash, crypttext_root_hash)

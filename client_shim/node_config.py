@@ -12,8 +12,10 @@ import attrs
 from allmydata.util import base32
 
 from client_shim.errors import BadNodeDirectory, NoHelperConfigured
+from client_shim.settings import ClientSettings, read_client_settings
 from helper.errors import BadArgument
 from helper.parameters import Parameters
+from helper.streaming_cfg import SettingsError
 
 DEFAULT_NODE_DIRECTORY = Path("~/.tahoe")
 
@@ -24,11 +26,12 @@ _DEFAULTS = {"shares.needed": 3, "shares.happy": 7, "shares.total": 10,
 
 @attrs.frozen
 class NodeConfig:
-    """A client node's configuration. `parameters` has no size."""
+    """A client node's configuration. `parameters` has no size; `settings` are those of its streaming.cfg."""
 
     directory: Path
     parameters: Parameters
     _helper_furl: str | None
+    settings: ClientSettings = attrs.field(factory=ClientSettings)
 
     @property
     def helper_furl(self) -> str:
@@ -81,4 +84,8 @@ def read_node_config(directory: Path) -> NodeConfig:
     except BadArgument as e:
         raise BadNodeDirectory(str(directory), f"encoding parameters in tahoe.cfg: {e.text()}") from e
     furl = parser.get("client", "helper.furl", fallback="").strip()
-    return NodeConfig(directory, parameters, None if furl in ("", "None") else furl)
+    try:
+        settings = read_client_settings(directory)
+    except SettingsError as e:
+        raise BadNodeDirectory(str(directory), str(e)) from e
+    return NodeConfig(directory, parameters, None if furl in ("", "None") else furl, settings)

@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from client_shim.cipher import PlaintextDigests, convergent_key
 from client_shim.client import StreamingClient
+from client_shim.disclosure import RevealStorageIndex
 from client_shim.errors import SourceChanged, UploadClosed, UploadError
 from client_shim.node_config import read_node_config
 from client_shim.readback import verify_segments
@@ -37,13 +38,15 @@ VERIFIED_SEGMENTS = 3
 
 @attrs.frozen
 class PutOptions:
-    """What the command line asks for. `file` None is standard input; `command` replaces both."""
+    """What the command line asks for. `file` None is standard input; `command` replaces both. The node's settings
+    hold where `reveal` is None."""
 
     node_directory: Path
     file: Path | None = None
     command: Sequence[str] = ()
     convergent: bool = False
     verify: bool = False
+    reveal: RevealStorageIndex | None = None
 
 
 class Put:
@@ -105,8 +108,8 @@ class Put:
 
     def _begin(self, size: int | None, key: bytes | None, digests: PlaintextDigests | None) -> StreamingUpload:
         self._report.start(size)
-        self._upload = self._client.upload(size=size, key=key, digests=digests, on_progress=self._report.progress,
-                                           on_failed=self._stop_reading)
+        self._upload = self._client.upload(size=size, key=key, digests=digests, reveal=self._options.reveal,
+                                           on_progress=self._report.progress, on_failed=self._stop_reading)
         return self._upload
 
     def _stop_reading(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol, TypeVar
 
 import attrs
@@ -15,6 +15,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from client_shim.cipher import Encryptor, PlaintextDigests
+from client_shim.disclosure import Assign, Disclosure, Order, RevealStorageIndex, Statement
 from client_shim.errors import DeclaredSize, HelperLost, HelperMisbehaved, UploadClosed, UploadError, Waiting
 from client_shim.helper_edge import HelperAnswer
 from client_shim.verify import cap_of
@@ -41,6 +42,7 @@ class Link(Protocol):
     def put_ciphertext(self, upload_id: bytes, offset: int, data: bytes) -> Awaitable[HelperAnswer]: ...
     def status(self, upload_id: bytes) -> Awaitable[HelperAnswer]: ...
     def assign(self, upload_id: bytes, storage_index: bytes) -> Awaitable[HelperAnswer]: ...
+    def order(self, upload_id: bytes, order: bytes) -> Awaitable[HelperAnswer]: ...
     def finish(self, upload_id: bytes, size: int, storage_index: bytes, crypttext_hash: bytes,
                crypttext_root_hash: bytes) -> Awaitable[HelperAnswer]: ...
     def abort(self, upload_id: bytes) -> Awaitable[HelperAnswer]: ...
@@ -61,12 +63,14 @@ class StreamingUpload:
 
     `connect` gives the link to the helper; it is called when the file turns out to need one (more than 55
     bytes), and not before. `key` (16 bytes) is random unless given; never give one that encrypts anything
-    else. One call at a time: `write` and `close` wait for those before them. `on_failed` is called when the
-    upload fails by itself, between calls too; the next call raises why.
+    else. `reveal` says when the helper is told the storage index. One call at a time: `write` and `close` wait
+    for those before them. `on_failed` is called when the upload fails by itself, between calls too; the next call
+    raises why.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[Link]], parameters: Parameters, clock: IReactorTime, *,
                  key: bytes | None = None, digests: PlaintextDigests | None = None,
+                 reveal: RevealStorageIndex = RevealStorageIndex.AUTO,
                  on_progress: Callable[[Progress], None] = lambda _progress: None,
                  on_failed: Callable[[], None] = lambda: None) -> None:
         self._connect = connect
@@ -75,6 +79,7 @@ class StreamingUpload:
         self._key = os.urandom(KEY_SIZE) if key is None else key
         self._upload_id = os.urandom(UPLOAD_ID_SIZE)
         self._digests = digests
+        self._disclosure = Disclosure(reveal, self._storage_index)
         self._on_progress = on_progress
         self._on_failed = on_failed
         self._lock = DeferredLock()
@@ -173,9 +178,10 @@ class StreamingUpload:
             self._check()  # abort() may have come meanwhile
             largest = min(link.largest_message, answer.number("largest-message"))
             self._window = SendWindow(max(1, answer.number("credit")), max(1, largest))
-            if answer.number("storage-index-needed"):
-                # Not awaited: it would cost a round trip, and ciphertext can follow at once.
-                self._in_background(link.assign(self._upload_id, self._storage_index), lambda _answer: None)
+            needed, seeds = answer.number("storage-index-needed"), answer.fields.get("permutation-seeds")
+            if isinstance(seeds, int):
+                raise HelperMisbehaved("its permutation-seeds are a number")
+            self._say(self._disclosure.opened(bool(needed), seeds))
         except UploadError as e:
             await self._give_up(e)
         except CancelledError:
@@ -184,6 +190,18 @@ class StreamingUpload:
     @property
     def _storage_index(self) -> bytes:
         return bytes(hashutil.storage_index_hash(self._key))
+
+    def _say(self, statements: Iterable[Statement]) -> None:
+        """Not awaited: it would cost a round trip, and ciphertext can follow at once."""
+        if self._link is None:
+            raise RuntimeError("not open")
+        for statement in statements:
+            match statement:
+                case Assign(storage_index):
+                    self._in_background(self._link.assign(self._upload_id, storage_index), lambda _answer: None)
+                case Order(order):
+                    asked = Deferred.fromCoroutine(_awaited(self._link.order(self._upload_id, order)))
+                    asked.addErrback(lambda failure: failure.trap(UploadError))  # a hint, and no more
 
     async def _send(self, flush: bool) -> None:
         """Send what is unsent: all of it if `flush`, else all but less than a message. Waits for room."""
@@ -214,6 +232,8 @@ class StreamingUpload:
         def acknowledged(answer: HelperAnswer) -> None:
             window.acknowledged(length, self._clock.seconds())
             self._durable = max(self._durable, min(answer.number("durable"), self._sent))
+            if answer.fields.get("storage-index-needed") == 1 and self._error is None:
+                self._say(self._disclosure.answer_says_needed())
             self._on_progress(self.progress)
             if self._unsent and window.in_flight == 0 and self._room is None and self._error is None:
                 # what `write` left behind because something was on its way

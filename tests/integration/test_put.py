@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from allmydata import uri
 from grid_tools import (
     DEAD_FURL,
     TAHOE_STREAM,
@@ -311,12 +312,41 @@ def test_options_of_the_command_are_its_own(shared: SharedGrid, client: Path) ->
     (("--from-command", "--convergent", "--", "true"), "cannot be read twice"),
     (("--convergent", "-"), "needs a regular file"),
     (("a", "b"), "one FILE only"),
+    (("--reveal-storage-index", "later", "a"), "'later' is not one of 'auto', 'early', 'at-completion'"),
 ])
 def test_misuse(client: Path, arguments: tuple[str, ...], complaint: str) -> None:
     transcript = put(client, *arguments)
     assert transcript.status == 2, "as click does; nothing was tried"
     assert transcript.out == ""
     assert complaint in transcript.err
+
+
+# -- the storage index ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("option", "setting", "early"), [
+    ("early", None, True), ("at-completion", None, False), ("at-completion", "early", False),
+    (None, "early", True), (None, "at-completion", False)])
+def test_when_the_storage_index_is_told(shared: SharedGrid, tmp_path: Path, option: str | None, setting: str | None,
+                                        early: bool) -> None:
+    data = os.urandom(300_000)
+    with recording_helper(shared.grid.helper_furl) as recorder:
+        directory = client_directory(tmp_path / "client", recorder.furl)
+        if setting is not None:
+            (directory / "streaming.cfg").write_text(f"[client]\nreveal-storage-index = {setting}\n")
+        arguments = () if option is None else (f"--reveal-storage-index={option}",)
+        cap = put(directory, *arguments, "-", stdin=data).cap
+        (upload,) = recorder.uploads
+    assert ("assign" in upload.calls) is early
+    assert upload.storage_indexes == {uri.from_string(cap.encode()).get_storage_index()}
+    assert download(shared.grid.client, cap) == data
+
+
+def test_setting_that_cannot_be_used(shared: SharedGrid, tmp_path: Path) -> None:
+    directory = client_directory(tmp_path / "client", shared.grid.helper_furl)
+    (directory / "streaming.cfg").write_text("[client]\nreveal-storage-index = later\n")
+    told = put(directory, "--json", "-", stdin=bytes(100)).failed_with("bad-node-directory")
+    assert "reveal-storage-index = 'later': expected auto or early or at-completion" in told["text"]
 
 
 # -- signals -----------------------------------------------------------------------------------------------

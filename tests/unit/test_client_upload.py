@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 from world import KEY, SMALL, Stuck, WireLink, World, begin, expected, outcome, plaintext, with_size, write_all
 
 from client_shim.cipher import Encryptor, PlaintextDigests
+from client_shim.disclosure import RevealStorageIndex
 from client_shim.errors import (
     DeclaredSize,
     HelperLost,
@@ -141,6 +142,53 @@ def test_a_helper_that_needs_no_storage_index_is_not_told(world: World) -> None:
     link.lie = lambda method, wire: ({**wire[0], b"storage-index-needed": 0}, wire[1]) if method == "open" else wire
     assert world.put(DATA, PARAMETERS, link) == CAP
     assert "assign" not in link.methods()
+
+
+SEEDS = b"".join(bytes([20]) + bytes([i]) * 20 for i in range(10))
+
+
+def telling(open_fields: dict[bytes, Any], later: int | None = None) -> Callable[[str, WireAnswer], Any]:
+    """Changes the answer to open, and says in that to the first put_ciphertext whether the SI is needed."""
+    told: list[str] = []
+
+    def lie(method: str, wire: WireAnswer) -> Any:
+        told.append(method)
+        if method == "open":
+            return {**wire[0], **open_fields}, wire[1]
+        if method == "put_ciphertext" and later is not None and told.count(method) == 1:
+            return {**wire[0], b"storage-index-needed": later}, wire[1]
+        return ({b"code": b"ok", b"state": b"open"}, []) if method == "order" else wire
+
+    return lie
+
+
+@pytest.mark.parametrize(("reveal", "needed", "later", "assigned"), [
+    (RevealStorageIndex.AUTO, 1, 1, True), (RevealStorageIndex.AUTO, 0, None, False),
+    (RevealStorageIndex.AUTO, 0, 0, False), (RevealStorageIndex.AUTO, 0, 1, True),
+    (RevealStorageIndex.EARLY, 0, 1, True), (RevealStorageIndex.EARLY, 1, None, True),
+    (RevealStorageIndex.AT_COMPLETION, 1, 1, False)])
+def test_when_the_storage_index_is_told(world: World, reveal: RevealStorageIndex, needed: int, later: int | None,
+                                        assigned: bool) -> None:
+    link = world.link()
+    link.lie = telling({b"storage-index-needed": needed}, later)
+    assert world.run(write_all(world.upload(PARAMETERS, link, reveal=reveal), DATA)) == CAP
+    assert link.methods().count("assign") == int(assigned)
+
+
+def test_a_refused_assign_in_mid_stream_ends_the_upload(world: World) -> None:
+    world.run(world.upload(PARAMETERS).write(DATA))
+    link = world.link()
+    link.lie = telling({b"storage-index-needed": 0}, later=1)
+    assert fails(world, write_all(world.upload(PARAMETERS, link), DATA), HelperRefused).code == "storage-index-busy"
+
+
+@pytest.mark.parametrize("seeds", [b"\x05abc", 7])
+def test_malformed_seeds_end_the_upload(world: World, seeds: Any) -> None:
+    link = world.link()
+    link.lie = telling({b"permutation-seeds": seeds})
+    upload = world.upload(PARAMETERS, link)
+    assert_failed_for_good(world, upload, fails(world, upload.write(DATA), HelperMisbehaved))
+    world.check_nothing_left()
 
 
 def test_digests_see_all_plaintext(world: World) -> None:

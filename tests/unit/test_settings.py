@@ -110,11 +110,18 @@ def test_unknown_key(tmp_path: Path) -> None:
     assert text_of_error(tmp_path) == f"{path}: unknown key 'credits' in [helper]; known are {known}"
 
 
-@pytest.mark.parametrize("section", ["Helper", "client", "DEFAULT", "default"])
+@pytest.mark.parametrize("section", ["Helper", "clients", "DEFAULT", "default"])
 def test_unknown_section(tmp_path: Path, section: str) -> None:
     for text in (f"[{section}]\ncredit = 1 MiB\n", f"[{section}]\n", f"[{section}]\ncredit = 1 MiB\n[helper]\n"):
         path = write(tmp_path, text)
-        assert text_of_error(tmp_path) == f"{path}: unknown section [{section}]; expected [helper]"
+        known = "[client], [gateway], [helper]"
+        assert text_of_error(tmp_path) == f"{path}: unknown section [{section}]; known are {known}"
+
+
+@pytest.mark.parametrize("section", ["client", "gateway"])
+def test_sections_of_others_are_left_alone(tmp_path: Path, section: str) -> None:
+    write(tmp_path, f"[{section}]\nanything = at all\n[helper]\nuploads-max = 5\n")
+    assert read_settings(tmp_path) == attrs.evolve(Settings(), uploads_max=5)
 
 
 @pytest.mark.parametrize("text", [

@@ -1,0 +1,61 @@
+"""Section [client] of streaming.cfg, and what a user reads when it is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from client_shim.disclosure import RevealStorageIndex
+from client_shim.errors import BadNodeDirectory
+from client_shim.node_config import read_node_config
+from client_shim.settings import ClientSettings, read_client_settings
+from helper.streaming_cfg import FILE_NAME, SettingsError
+
+
+def write(directory: Path, text: str) -> Path:
+    path = directory / FILE_NAME
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_without_a_file_all_defaults(tmp_path: Path) -> None:
+    assert read_client_settings(tmp_path) == ClientSettings(RevealStorageIndex.AUTO)
+
+
+@pytest.mark.parametrize("section", ["helper", "gateway"])
+def test_sections_of_others_are_left_alone(tmp_path: Path, section: str) -> None:
+    write(tmp_path, f"[{section}]\nanything = at all\n[client]\nreveal-storage-index = early\n")
+    assert read_client_settings(tmp_path).reveal is RevealStorageIndex.EARLY
+
+
+@pytest.mark.parametrize("reveal", RevealStorageIndex)
+def test_reveal_storage_index(tmp_path: Path, reveal: RevealStorageIndex) -> None:
+    write(tmp_path, f"[client]\nreveal-storage-index = {reveal.value}\n")
+    assert read_client_settings(tmp_path).reveal is reveal
+
+
+@pytest.mark.parametrize(("text", "complaint"), [
+    ("[client]\nreveal-storage-index = later\n",
+     "reveal-storage-index = 'later': expected auto or early or at-completion"),
+    ("[client]\nreveal-storage-index = EARLY\n",
+     "reveal-storage-index = 'EARLY': expected auto or early or at-completion"),
+    ("[clients]\n", "unknown section [clients]; known are [client], [gateway], [helper]"),
+    ("[client]\nreveal = early\n", "unknown key 'reveal' in [client]; known are reveal-storage-index"),
+])
+def test_what_cannot_be_used(tmp_path: Path, text: str, complaint: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(SettingsError) as caught:
+        read_client_settings(tmp_path)
+    assert str(caught.value) == f"{path}: {complaint}"
+
+
+def test_a_node_directory_brings_its_settings(tmp_path: Path) -> None:
+    (tmp_path / "tahoe.cfg").write_text("[client]\n")
+    assert read_node_config(tmp_path).settings == ClientSettings()
+    write(tmp_path, "[client]\nreveal-storage-index = at-completion\n")
+    assert read_node_config(tmp_path).settings.reveal is RevealStorageIndex.AT_COMPLETION
+    path = write(tmp_path, "[cleint]\n")
+    with pytest.raises(BadNodeDirectory) as caught:
+        read_node_config(tmp_path)
+    assert caught.value.reason.startswith(f"{path}: unknown section [cleint]")
