@@ -114,8 +114,7 @@ class StagedShare:
     async def prepare(self, size: int, lease: LeaseInfo, admit: Callable[[int], AbstractContextManager[None]]) -> None:
         """Truncate to `size` bytes of share data, add container header and lease, sync. A repeat does nothing."""
         async with self._order:
-            if self.removed:
-                raise errors.UnknownStaging
+            self._check_usable()
             if self.state is StagedState.PREPARED and size == self.size:
                 return
             if not DATA_OFFSET < size <= self.length or (self.size is not None and size != self.size):
@@ -138,11 +137,14 @@ class StagedShare:
         async with self._order:
             await self._run_in_thread(self._disk.unlink, self.path)
 
-    def _check_it_grows(self) -> None:
+    def _check_usable(self) -> None:
         if self.removed:
             raise errors.UnknownStaging
         if self._sync_failure is not None:
             raise errors.WriteFailed(self._sync_failure)
+
+    def _check_it_grows(self) -> None:
+        self._check_usable()
         if self.state is not StagedState.GROWING:
             raise errors.AlreadyPrepared(self.state.value)
 

@@ -198,7 +198,7 @@ class StagingServer:
                     self._check_room(staging, len(new) * size, len(new) * (size + SPARE_PER_SHARE), 0)
                     await self._create(staging, new)
                     self._counters["staged"] += len(new)
-            return _held(staging)
+                return _held(staging)
 
     async def write(self, name: bytes, shnum: int, offset: int, data: bytes) -> dict[str, int]:
         staging = self._find(name)
@@ -304,9 +304,8 @@ class StagingServer:
 
     async def _remove_file(self, staging: Staging, share: StagedShare) -> bool:
         while share.state is StagedState.ASSIGNING:
-            await share.assignment()
-        if staging.shares.get(share.shnum) is not share:
-            return False
+            if await share.assignment() in SETTLED:
+                return False
         try:
             await share.remove()
         except OSError:  # without its record it is a stranger
