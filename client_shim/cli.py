@@ -80,15 +80,17 @@ def put(node_directory: Path, convergent: bool, verify: bool, from_command: bool
 
 @main.command()
 @click.option("--storage-nodes", type=click.IntRange(1, 50), default=10, show_default=True)
+@click.option("--stock-servers", is_flag=True,
+              help="Storage nodes without our plugin: they want the storage index first.")
 @click.option("--keep", is_flag=True, help="Leave the grid's directory behind.")
 @click.argument("file", required=False)
-def demo(storage_nodes: int, keep: bool, file: str | None) -> None:
+def demo(storage_nodes: int, stock_servers: bool, keep: bool, file: str | None) -> None:
     """Build a whole grid on this machine, stream FILE (default: 64 MiB of random bytes) through it, and read it
     back with a stock Tahoe client. Needs no configuration and leaves nothing behind."""
     from client_shim.demo import run_demo
 
     sys.exit(run_demo(None if file is None else "-" if file == "-" else Path(file),
-                      storage_nodes=storage_nodes, keep=keep))
+                      storage_nodes=storage_nodes, stock_servers=stock_servers, keep=keep))
 
 
 if __name__ == "__main__":

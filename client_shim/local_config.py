@@ -12,6 +12,8 @@ from typing import Literal
 
 import attrs
 
+from helper.staging_interfaces import PLUGIN_NAME
+
 
 @attrs.frozen
 class GridOptions:
@@ -30,6 +32,8 @@ class GridOptions:
     helper: Literal["streaming", "stock"] | None = "streaming"
     helper_settings: str | None = None
     """Text of the helper node's streaming.cfg."""
+    staging_nodes: int = 0
+    """How many of the storage nodes, the first ones, have the staging plugin."""
     storage_options: Sequence[str] = ()
     """Lines at the end of every storage node's tahoe.cfg. They stand in [storage]; a section line may be among them."""
     storage_options_of: Mapping[int, Sequence[str]] = attrs.field(factory=dict)
@@ -52,6 +56,8 @@ def storage_config(options: GridOptions, index: int, tub_port: int) -> list[str]
     # As a client over HTTP each storage node would poll all the others once a second.
     lines = [*_node_section(f"storage-{index}", tub_port), *_client_section(options, "", True)]
     lines += ["[storage]", "enabled = true", f"force_foolscap = {_flag(options.storage_force_foolscap)}"]
+    if index < options.staging_nodes:
+        lines.append(f"plugins = {PLUGIN_NAME}")
     return [*lines, *options.storage_options, *options.storage_options_of.get(index, ())]
 
 

@@ -207,6 +207,14 @@ class LocalGrid:
         """The shares that are being written on stock servers."""
         return self._scan("shares/incoming", storage_index)
 
+    def staged_shares(self) -> list[ShareFile]:
+        """The shares that are being written on staging servers; they have a staging name for a storage index."""
+        return self._scan("staging", None)
+
+    def unfinished_shares(self) -> list[ShareFile]:
+        """The shares that are being written on any server."""
+        return [*self.incoming_shares(), *self.staged_shares()]
+
     def _scan(self, folder: str, storage_index: str | None) -> list[ShareFile]:
         below = "" if storage_index is None else f"{storage_index[:2]}/{storage_index}"
         return [

@@ -105,9 +105,6 @@ class WireLink:
                      crypttext_root_hash: bytes) -> HelperAnswer:
         return await self._call("finish", upload_id, size, storage_index, crypttext_hash, crypttext_root_hash)
 
-    async def order(self, upload_id: bytes, order: bytes) -> HelperAnswer:
-        return await self._call("order", upload_id, order)
-
     async def abort(self, upload_id: bytes) -> HelperAnswer:
         return await self._call("abort", upload_id)
 
