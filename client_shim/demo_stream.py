@@ -234,7 +234,7 @@ class BlockWatch:
 
     def look(self) -> BlocksSeen:
         """What is on the disks now."""
-        # Unfinished ones first: a share that moves between the two looks is counted twice, for a moment, and never missed.
+        # Unfinished ones first: a share that moves between the two looks is counted twice for a moment, never missed.
         shares = [*self._grid.unfinished_shares(), *self._grid.shares()]
         held = {(share.server, share.number): share for share in shares if share.holds_blocks()}
         return BlocksSeen(sum(s.bytes_on_disk for s in held.values()), len({server for server, _ in held}))
