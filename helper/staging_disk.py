@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from helper.spool import fsync_directory, pwrite_all
+from helper.disk import fsync_directory, pwrite_all
 
 
 class Disk:
