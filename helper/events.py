@@ -133,6 +133,33 @@ class IdleFor:
 
 
 @attrs.frozen
+class ResultRecorded:
+    """Answer to RecordResult."""
+
+
+@attrs.frozen
+class Resumed:
+    """First event of an upload of an earlier run of the helper: what was recorded, and what the spool holds.
+
+    `state` is a value of session.State. `storage_index` was assigned before `finish`, or came with it; `finish`
+    and `ueb` are those of an upload whose publication was decided. `unplaced`: shares are still to be published.
+    """
+
+    state: str
+    durable: int
+    storage_index: bytes | None
+    finish: FinishReceived | None
+    ueb: bytes | None
+    error: errors.StreamingError | None
+    unplaced: bool
+
+
+@attrs.frozen
+class Stopping:
+    """The helper stops; it will go on with the upload when it runs again."""
+
+
+@attrs.frozen
 class Failed:
     """Something in the helper broke in a way that this upload cannot survive."""
 
@@ -208,6 +235,11 @@ class RecordPublishing:
 
 
 @attrs.frozen
+class RecordResult:
+    """Make it durable that the upload is finished; ResultRecorded tells."""
+
+
+@attrs.frozen
 class PublishShares:
     """Close shares that are complete, now and as they become so; AnswerRuleMet tells."""
 
@@ -223,4 +255,4 @@ class DropSpool:
 
 
 Command = (Reply | Refuse | Store | Compare | BeginPlacing | UseStorageIndex | Complete | ForgetCompletion
-           | SealShares | RecordPublishing | PublishShares | AbandonShares | DropSpool)
+           | SealShares | RecordPublishing | RecordResult | PublishShares | AbandonShares | DropSpool)

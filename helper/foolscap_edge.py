@@ -18,7 +18,8 @@ from helper.interfaces import (
     VERSION_LARGEST_MESSAGE,
     RIStreamingHelper,
 )
-from helper.uploads import Answered, Uploads
+from helper.upload import Answered
+from helper.uploads import Uploads
 
 WireAnswer = tuple[dict[bytes, int | bytes], list[tuple[int, bytes, bytes, int]]]
 

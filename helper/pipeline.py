@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from helper.encoder import Completion, Encoder
 from helper.parameters import Parameters
 from helper.segments import SegmentCutter
-from helper.spool import SpoolDamaged, SpoolFile
+from helper.spool import RunInThread, SpoolDamaged, SpoolFile
 
 MiB = 1024 * 1024
 
@@ -25,14 +25,15 @@ RECENT_BLOCKS_MAX = 12 * MiB
 
 
 class Pipeline:
-    """Encodes what is durable in `spool` and keeps the newest blocks.
+    """Encodes what is durable in `spool`, in threads, and keeps the newest blocks.
 
     `on_blocks` is called when there is a new segment or the completion; `on_failed` (once) with a Failure
     if spool or encoder break.
     """
 
-    def __init__(self, parameters: Parameters, spool: SpoolFile, on_blocks: Callable[[], None],
-                 on_failed: Callable[[Failure], None]) -> None:
+    def __init__(self, parameters: Parameters, spool: SpoolFile, run_in_thread: RunInThread,
+                 on_blocks: Callable[[], None], on_failed: Callable[[Failure], None]) -> None:
+        self._run_in_thread = run_in_thread
         self._parameters = parameters
         self._spool = spool
         self._on_blocks = on_blocks
@@ -105,7 +106,7 @@ class Pipeline:
     def reencode(self, segment: int, shnum: int) -> Deferred[bytes]:
         """One block of a segment encoded before, from the spool. Fails with SpoolDamaged if its hash is
         not the one it had then."""
-        return self._spool.in_thread(self._reencode, segment, shnum)
+        return self._spool.using(self._run_in_thread, self._reencode, segment, shnum)
 
     def _reencode(self, segment: int, shnum: int) -> bytes:
         size = self.segment_size
@@ -134,7 +135,7 @@ class Pipeline:
 
     def _in_thread(self, function: Callable[..., Any], *args: Any) -> None:
         self._running = True
-        d = self._spool.in_thread(function, *args)
+        d = self._spool.using(self._run_in_thread, function, *args)
         d.addCallback(self._ran)
         d.addErrback(self._failed)
 

@@ -30,12 +30,14 @@ from helper.placement import (
     staging_first,
 )
 from helper.shares import ALL_SEGMENTS, LIVE, Share, ShareState
-from helper.sinks import CONNECTION_LOST, Granted, Grid, ServerRefused, ShareSink, StorageServer, Target
+from helper.sinks import CONNECTION_LOST, AbsentServer, Granted, Grid, ServerRefused, ShareSink, StorageServer, Target
 
 #: While too few servers are left to complete a publication, they are looked for this often; seconds.
 RETRY_INTERVAL = 5
 #: A staging server that was lost keeps its shares and is waited for so long; seconds. Then they find other homes.
 AWAY_PATIENCE = 60
+#: Any server without which there are too few is waited for so long before the upload is given up; seconds.
+NEEDED_PATIENCE = 600
 
 _ORDER_TAG = b"tahoe-stream order of servers v1:"
 
@@ -68,11 +70,13 @@ class ShareHomes:
         # Until the storage index is known and if the client says nothing: any order will do, another for each upload.
         self._any_order = hashlib.sha256(_ORDER_TAG + staging_secret).digest()[:16]
         self._ranked: list[bytes] = []  # server IDs, as the client wants them
+        self._homes_before: Mapping[int, bytes] = {}  # share number → server ID, of an earlier run
         self._staging_enough: bool | None = None  # see StagingEnough; None before shares are placed
         self._known_index: bytes | None = None  # perhaps not told to servers yet
         self._awaited: set[Deferred[StorageServer | None]] = set()  # servers that are away
         self.durable = 0
         self.stopped = False
+        self.placed = False
         self.must_complete = False  # publication has begun: never give up
         self._watched: dict[bytes, Callable[[], None]] = {}
         # Servers whose shares are moving to larger allocations: how many segments each share must hold again.
@@ -84,6 +88,10 @@ class ShareHomes:
     def rank(self, servers: list[bytes]) -> None:
         """In which order the client wants servers (IDs) to be asked, from now on."""
         self._ranked = servers
+
+    def return_to(self, homes: Mapping[int, bytes]) -> None:
+        """Shares (by number) were on these servers (IDs) in an earlier run of the helper, and may still be."""
+        self._homes_before = homes
 
     def use_storage_index(self, storage_index: bytes) -> None:
         """All servers may be told it: those that wait for it get their shares now. No-op the second time."""
@@ -102,7 +110,8 @@ class ShareHomes:
 
     def begin(self, server_wait: float) -> None:
         """Find a home for every share, once enough servers are connected or `server_wait` seconds are over."""
-        d = self._grid.when_connected(self._parameters.happy, server_wait)
+        wait = max(server_wait, NEEDED_PATIENCE) if self._homes_before else server_wait
+        d = self._grid.when_connected(self._parameters.happy, wait)
         d.addCallback(lambda _count: self.place_all())
         d.addErrback(self._on_broken)
 
@@ -129,11 +138,25 @@ class ShareHomes:
         if self.stopped:
             return
         servers = self._servers()
-        if len(servers) < self._parameters.happy:
+        if len(servers) < self._parameters.happy and not self._homes_before:
             self._tell(TooFewServers(len(servers), self._parameters.happy))
             return
-        self._deal(self._shares)
+        before = {share: self._homes_before[share.shnum] for share in self._shares
+                  if share.shnum in self._homes_before}
+        self._allocate_all(servers, {share: s for share, s in before.items() if s in servers})
+        self._await_all({share: s for share, s in before.items() if s not in servers})
+        if new := [share for share in self._shares if share not in before]:
+            self._deal(new)
+        self.placed = True
         self._check_enough()
+
+    def _await_all(self, homes: Mapping[Share, bytes]) -> None:
+        """Let shares wait for servers that have them and are not connected."""
+        for share, server_id in homes.items():
+            share.leave(ShareState.ALLOCATING)
+            share.server = AbsentServer(server_id)
+        for server_id in dict.fromkeys(homes.values()):
+            self._went_away(AbsentServer(server_id))
 
     def _servers(self) -> dict[bytes, StorageServer]:
         """Those that may be written to, in the order in which readers will ask them as far as that is known."""
@@ -331,11 +354,16 @@ class ShareHomes:
     def _disconnected(self, server: StorageServer) -> None:
         self._watched.pop(server.server_id, None)
         self.log.info("storage server {server} disconnected", server=server.name)
-        if server.stages:
+        if server.stages or not self._can_do_without(server):
             self._went_away(server)
             return
         for share in self._shares_on(server):
             self.lose(share)
+
+    def _can_do_without(self, server: StorageServer) -> bool:
+        """Whether there are enough servers without this one."""
+        others = {s for s in self._load() if s != server.server_id} | set(self._servers()) - {server.server_id}
+        return len(others) >= self._parameters.happy
 
     def _shares_on(self, server: StorageServer) -> list[Share]:
         return [share for share in self._shares if share.state in LIVE and share.server is not None
@@ -352,25 +380,30 @@ class ShareHomes:
             before = share.segments_held
             share.leave(ShareState.AWAY)
             share.segments_before = before
-        generations = [(share, share.generation) for share in shares]
-        waiting = self._grid.when_back(server.server_id, AWAY_PATIENCE)
+        self._await(server, [(share, share.generation) for share in shares], AWAY_PATIENCE)
+        self._on_change()
+
+    def _await(self, server: StorageServer, generations: list[tuple[Share, int]], patience: float) -> None:
+        """Let shares go on on `server` if it comes back in time, and find other homes if not."""
+        waiting = self._grid.when_back(server.server_id, patience)
         self._awaited.add(waiting)
 
         def over(back: StorageServer | None) -> None:
             self._awaited.discard(waiting)
-            still = [share for share, generation in generations if share.generation == generation]
+            still = [(share, generation) for share, generation in generations if share.generation == generation]
             if self.stopped or not still:
                 return
             if back is not None:
-                self._allocate(back, still)
+                self._allocate(back, [share for share, _generation in still])
+            elif patience < NEEDED_PATIENCE and not self._can_do_without(server):
+                self._await(server, still, NEEDED_PATIENCE)
             else:
                 self.log.info("storage server {server} has not come back", server=server.name)
-                for share in still:
+                for share, _generation in still:
                     self.lose(share)
             self._on_change()
 
         waiting.addCallback(over).addErrback(self._on_broken)
-        self._on_change()
 
     def log_loss(self, server: StorageServer, failure: Failure) -> None:
         # only the kind of failure: its text may quote arguments

@@ -6,7 +6,7 @@ or found a new home reads the spool at its own pace. No share waits for another.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from allmydata.util.hashutil import block_hash
 from twisted.internet.defer import Deferred, DeferredList
@@ -22,7 +22,7 @@ from helper.parameters import Parameters
 from helper.pipeline import Pipeline
 from helper.placement import AllocationPolicy, rule_met, rule_position
 from helper.placing import ShareHomes
-from helper.shares import HOLDS_BLOCKS, Share, ShareState, ShareStatus
+from helper.shares import HOLDS_BLOCKS, LIVE, Share, ShareState, ShareStatus
 from helper.sinks import ExistingShare, Grid, ServerRefused, ShareSink
 
 MiB = 1024 * 1024
@@ -41,21 +41,22 @@ ABANDON_PATIENCE = 5
 
 
 class SharePusher:
-    """Places the shares of one upload and pushes them. Tells the session's events to `tell`, and
-    `on_settled` when every share is closed or given up."""
+    """Places the shares of one upload and pushes them. Tells the session's events to `tell`, `on_homes` which
+    server (ID) each share is on whenever that changes, and `on_settled` when every share is closed or given up."""
 
     log = Logger()
 
     def __init__(self, parameters: Parameters, pipeline: Pipeline, grid: Grid, policy: AllocationPolicy,
                  clock: IReactorTime, server_wait: float, staging_secret: bytes, random_below: Callable[[int], int],
-                 tell: Callable[[object], None], count_again: Callable[[int], None],
-                 on_settled: Callable[[], None]) -> None:
+                 tell: Callable[[object], None], on_homes: Callable[[Mapping[int, bytes]], None],
+                 count_again: Callable[[int], None], on_settled: Callable[[], None]) -> None:
         self._parameters = parameters
         self._pipeline = pipeline
         self._clock = clock
         self._server_wait = server_wait
         self._random_below = random_below
         self._tell = tell
+        self._on_homes = on_homes
         self._on_settled = on_settled
         self._shares = [Share(shnum) for shnum in range(parameters.n)]
         self._homes = ShareHomes(parameters, self._shares, pipeline, grid, policy, clock, staging_secret, self._soon,
@@ -65,6 +66,7 @@ class SharePusher:
         self._storage_index: bytes | None = None  # once shares are to be sealed
         self._stopped = self._settled = False
         self._durable = self._pushed = 0
+        self._told_homes: Mapping[int, bytes] = {}
         self._update_call: IDelayedCall | None = None
         self._timers: dict[str, IDelayedCall] = {}
 
@@ -73,6 +75,11 @@ class SharePusher:
     def rank(self, servers: list[bytes]) -> None:
         """In which order (of server IDs) the client wants servers to be asked."""
         self._homes.rank(servers)
+
+    def return_to(self, homes: Mapping[int, bytes]) -> None:
+        """See ShareHomes."""
+        self._told_homes = homes
+        self._homes.return_to(homes)
 
     def use_storage_index(self, storage_index: bytes) -> None:
         """Servers that want the storage index first may be told it."""
@@ -152,6 +159,7 @@ class SharePusher:
 
     def _update(self) -> None:
         self._update_call = None
+        self._tell_homes()
         for share in self._shares:
             self._pump(share)
         self._forget_old_blocks()
@@ -165,6 +173,12 @@ class SharePusher:
         self._homes.grow_where_due()
         if self._storage_index is not None:
             self._end_shares(self._storage_index)
+
+    def _tell_homes(self) -> None:
+        homes = {s.shnum: s.server.server_id for s in self._shares if s.state in LIVE and s.server is not None}
+        if self._homes.placed and homes != self._told_homes:
+            self._told_homes = homes
+            self._on_homes(homes)
 
     def _position(self, share: Share) -> int:
         """Bytes of ciphertext whose blocks the server has."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
@@ -32,17 +32,21 @@ from zope.interface import implementer
 
 from helper.foolscap_edge import AnnouncingHelper, StreamingHelper
 from helper.grid import TahoeGrid
+from helper.ledger import LEDGER_NAME, Ledger, LedgerFile, LedgerUnusable
 from helper.settings import Settings, SettingsError, read_settings
 from helper.spool import Spool, SpoolLocked
 from helper.uploads import Uploads
 
 reactor: Any = _reactor  # it has more interfaces than its declared type
 
-#: Threads that write, sync, read and encode. More than cores: most of the time they wait for disks.
-THREADS = 8
+#: Threads that write, sync and read. More than cores: most of the time they wait for disks.
+DISK_THREADS = 8
+#: Threads that encode and hash. Others, so that no ciphertext waits to become durable while much is encoded.
+ENCODING_THREADS = 4
 
 #: Below NODEDIR/helper, where the stock helper keeps its files too.
-SPOOL_DIRECTORY = Path("streaming") / "spool"
+STREAMING_DIRECTORY = Path("streaming")
+SPOOL_DIRECTORY = STREAMING_DIRECTORY / "spool"
 
 
 class ConfigurationError(Exception):
@@ -56,26 +60,25 @@ class StreamingHelperService(Service):
     log = Logger()
 
     def __init__(self, settings: Settings, directory: Path, grid: TahoeGrid, introducer_clients: list[Any]) -> None:
-        self._threads = ThreadPool(1, THREADS, "streaming helper")
-        self._spool = Spool(directory / SPOOL_DIRECTORY, self._in_thread)
+        self._disk_threads = ThreadPool(1, DISK_THREADS, "streaming helper disk")
+        self._encoding_threads = ThreadPool(1, ENCODING_THREADS, "streaming helper encoding")
+        self._spool = Spool(directory / SPOOL_DIRECTORY, partial(deferToThreadPool, reactor, self._disk_threads))
+        self._ledger_file = LedgerFile(directory / STREAMING_DIRECTORY / LEDGER_NAME)
+        self._ledger = Ledger(self._ledger_file, partial(deferToThreadPool, reactor, self._disk_threads))
         self._grid = grid
         self._introducer_clients = introducer_clients
-        self.uploads = Uploads(settings, self._spool, grid, reactor)
-
-    def _in_thread(self, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
-        return deferToThreadPool(reactor, self._threads, function, *args)
+        self.uploads = Uploads(settings, self._spool, self._ledger, grid, reactor,
+                               partial(deferToThreadPool, reactor, self._encoding_threads))
 
     def startService(self) -> None:
-        """Take the spool. Raises SpoolLocked if another process has it."""
+        """Take the spool and the ledger. Raises SpoolLocked if another process has them, LedgerUnusable."""
         self._spool.start()
-        left_over = self._spool.names()
-        for name in left_over:  # uploads do not outlive the helper process in this version
-            self._spool.remove(name)
-        if left_over:
-            self.log.info("removed {count} spool files that an earlier run left", count=len(left_over))
-        self._threads.start()
+        self._ledger.open()
+        records = self._ledger_file.all()
+        self._disk_threads.start()
+        self._encoding_threads.start()
         self._grid.follow(self._introducer_clients)
-        self.uploads.start()
+        self.uploads.start(records)
         super().startService()
 
     def get_stats(self) -> dict[str, int]:
@@ -83,9 +86,11 @@ class StreamingHelperService(Service):
         return self.uploads.get_stats()
 
     async def _stop(self) -> None:
-        await self.uploads.stop()
+        self.uploads.stop()
         self._grid.stop()
-        self._threads.stop()
+        await self._ledger.close()
+        self._encoding_threads.stop()
+        self._disk_threads.stop()
         self._spool.stop()
 
     def stopService(self) -> Deferred[None]:
@@ -166,7 +171,7 @@ class _NodeStarter(Service):
 
     def _give_up(self, failure: Failure) -> None:
         self.failed = True
-        if failure.check(ConfigurationError, SettingsError, SpoolLocked, UnknownConfigError):
+        if failure.check(ConfigurationError, LedgerUnusable, SettingsError, SpoolLocked, UnknownConfigError):
             self._stderr.write(f"\nERROR: {failure.value}\n\n")
         else:
             self._stderr.write("\nERROR: the node could not be started:\n")

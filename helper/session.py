@@ -36,11 +36,15 @@ from helper.events import (
     PushedTo,
     PutReceived,
     RecordPublishing,
+    RecordResult,
     Refuse,
     Reply,
+    ResultRecorded,
+    Resumed,
     SealShares,
     SharesReady,
     StagingEnough,
+    Stopping,
     Store,
     Stored,
     StoreFailed,
@@ -118,17 +122,19 @@ class Session:
         self._held: deque[bytes] = deque()  # received, waiting for the pushing lag to shrink
         self._unanswered: deque[tuple[int, int]] = deque()  # (call, end offset) of puts, in order
         self._overlaps: dict[int, _Overlap] = {}
-        self._finish: FinishReceived | None = None
+        self.finish: FinishReceived | None = None
         self._finish_calls: list[int] = []
         self._abort_calls: list[int] = []
         self._abandoned = False
-        self._assigned_index: bytes | None = None  # that of `finish` may still be refused with its hashes
+        self._publish_again = False  # shares are to be published that an earlier run did not get to
+        self.assigned_index: bytes | None = None  # early; that of `finish` may still be refused with its hashes
         self._handlers: dict[type, Callable[[Any], list[Command]]] = {
             PutReceived: self._put, Stored: self._stored, StoreFailed: self._store_failed,
             Compared: self._compared, PushedTo: self._pushed_to, StagingEnough: self._staging_changed,
             AssignReceived: self._assign,
             FinishReceived: self._finish_received, Completed: self._completed, SharesReady: self._shares_ready,
             PublishRecorded: self._publish_recorded, AnswerRuleMet: self._answer_rule_met,
+            ResultRecorded: self._result_recorded, Resumed: self._resumed, Stopping: self._stop,
             TooFewServers: self._too_few_servers, TooFewShares: self._too_few_servers, AbortReceived: self._abort,
             Abandoned: self._was_abandoned, IdleFor: self._idle_for, Failed: self._failed,
         }
@@ -277,9 +283,9 @@ class Session:
         if error is not None:
             return [Refuse(event.call, error)]
         commands: list[Command] = [Reply(event.call, {"state": self.state.value})]
-        if self._assigned_index is None and self.state in _BEFORE_PUBLISHING:
+        if self.assigned_index is None and self.state in _BEFORE_PUBLISHING:
             commands.append(UseStorageIndex(event.storage_index))
-        self.storage_index = self._assigned_index = event.storage_index
+        self.storage_index = self.assigned_index = event.storage_index
         return commands
 
     def _refusal_of_index(self, storage_index: bytes) -> errors.StreamingError | None:
@@ -306,7 +312,7 @@ class Session:
         self._finish_calls.append(event.call)
         if self.state is not State.OPEN:
             return []
-        self._finish = event
+        self.finish = event
         self.storage_index = event.storage_index
         self._go(State.COMPLETING)
         return [*self._release(), *self._complete_when_durable()]
@@ -327,28 +333,34 @@ class Session:
         for size in (expected, self.received):
             if event.size != size:
                 return errors.SizeMismatch(size, event.size)
-        if self._finish is not None:  # a repeat: what was accepted once must be asked for again
+        if self.finish is not None:  # a repeat: what was accepted once must be asked for again
             for field in ("crypttext_hash", "crypttext_root_hash"):
-                if getattr(event, field) != getattr(self._finish, field):
+                if getattr(event, field) != getattr(self.finish, field):
                     return errors.HashMismatch(field)
         return None
 
     def _complete_when_durable(self) -> list[Command]:
-        if self._finish is None or self.ueb is not None or self.durable < self._finish.size:
+        if self.finish is None or self.ueb is not None or self.durable < self.finish.size:
             return []
-        return [Complete(self._finish.size)]
+        return [Complete(self.finish.size)]
 
     def _completed(self, event: Completed) -> list[Command]:
-        if self.state is not State.COMPLETING or self._finish is None or self.ueb is not None:
+        if self.finish is not None and self._publish_again:
+            self._publish_again = False
+            if event.ueb != self.ueb:  # the spool was verified: a bug, or another version's
+                self.error = errors.InternalError("spool-differs")
+                return []
+            return [SealShares(self.finish.storage_index), PublishShares()]
+        if self.state is not State.COMPLETING or self.finish is None or self.ueb is not None:
             return []  # ended meanwhile, or told twice
         for field in ("crypttext_hash", "crypttext_root_hash"):
-            if getattr(event.hashes, field) != getattr(self._finish, field):
+            if getattr(event.hashes, field) != getattr(self.finish, field):
                 calls, self._finish_calls = self._finish_calls, []
-                self._finish, self.storage_index = None, self._assigned_index
+                self.finish, self.storage_index = None, self.assigned_index
                 self._go(State.OPEN)
                 return [ForgetCompletion(), *(Refuse(call, errors.HashMismatch(field)) for call in calls)]
         self.ueb = event.ueb
-        return [*self._begin_placing(), SealShares(self._finish.storage_index)]
+        return [*self._begin_placing(), SealShares(self.finish.storage_index)]
 
     def _shares_ready(self, _event: SharesReady) -> list[Command]:
         if self.state is not State.COMPLETING:
@@ -363,6 +375,9 @@ class Session:
         return [PublishShares()]
 
     def _answer_rule_met(self, _event: AnswerRuleMet) -> list[Command]:
+        return [RecordResult()] if self.state is State.PUBLISHING else []
+
+    def _result_recorded(self, _event: ResultRecorded) -> list[Command]:
         if self.state is not State.PUBLISHING:
             return []
         self._go(State.FINISHED)
@@ -371,6 +386,32 @@ class Session:
 
     def _result(self, call: int) -> Reply:
         return Reply(call, {"state": self.state.value, "ueb": self.ueb or b""})
+
+    # -- restarts of the helper ----------------------------------------------------------------------------------
+
+    def _resumed(self, event: Resumed) -> list[Command]:
+        """protocol.txt §11: up to ready an upload is open again; from publishing on it is published."""
+        self.received = self.durable = self._handed = event.durable
+        state = State(event.state)
+        self._abandoned = True  # what an earlier run could not let go of expires
+        if event.error is not None:
+            self.state, self.error = (State.FAILED if state in _BEFORE_PUBLISHING else state), event.error
+            return []
+        self.storage_index = event.storage_index
+        if state in _BEFORE_PUBLISHING:
+            self.assigned_index = event.storage_index
+            commands: list[Command] = [] if event.storage_index is None else [UseStorageIndex(event.storage_index)]
+            return [*commands, *(self._begin_placing() if self.durable >= self.limits.contact_after else [])]
+        self.state, self.finish, self.ueb = state, event.finish, event.ueb
+        if not event.unplaced or self.finish is None:
+            return []
+        self._publish_again = True
+        return [UseStorageIndex(self.finish.storage_index), *self._begin_placing(), Complete(self.finish.size)]
+
+    def _stop(self, _event: Stopping) -> list[Command]:
+        if self.error is None:
+            self.error = errors.HelperStopping()
+        return self._refuse_all(self.error)
 
     # -- ends ----------------------------------------------------------------------------------------
 
@@ -413,13 +454,17 @@ class Session:
     def _end(self, state: State, error: errors.StreamingError) -> list[Command]:
         self._go(state)
         self.error = error
+        return [*self._refuse_all(error), AbandonShares(), DropSpool()]
+
+    def _refuse_all(self, error: errors.StreamingError) -> list[Command]:
+        """Refuse every call that is not answered."""
         calls = [call for call, _end in self._unanswered]
         calls += [*self._overlaps, *self._finish_calls]
         self._unanswered.clear()
         self._overlaps.clear()
         self._finish_calls = []
         self._held.clear()
-        return [*(Refuse(call, error) for call in calls), AbandonShares(), DropSpool()]
+        return [Refuse(call, error) for call in calls]
 
     def _go(self, state: State) -> None:
         if state not in TRANSITIONS[self.state]:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import attrs
 from foolscap.api import DeadReferenceError
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ConnectionDone, ConnectionLost
 
 from helper.placement import Allocation
@@ -102,15 +102,37 @@ class StorageServer(Protocol):
     def free_space(self) -> Deferred[int | None]:
         """Bytes it would take now, or None if it does not say. Fails if it does not answer."""
 
-    def allocate(self, target: Target, shnums: Sequence[int], allocation: Allocation) -> Deferred[Granted]:
+    def allocate(self, target: Target, shnums: Sequence[int], allocation: Allocation, /) -> Deferred[Granted]:
         """Ask for room for shares, or find those again that the server keeps. Fails if the server does not
         answer. ValueError if a server that does not stage is asked without a storage index."""
 
     def let_go(self, target: Target, shnums: Sequence[int], /) -> None:
         """Remove what it keeps of shares without a storage index, at once or when it is connected again."""
 
-    def on_disconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
+    def on_disconnect(self, callback: Callable[[], None], /) -> Callable[[], None]:
         """Be told (once) when the connection is gone; returns what cancels that."""
+
+
+@attrs.frozen
+class AbsentServer:
+    """A server that has shares from an earlier run of the helper, and is not connected yet."""
+
+    server_id: bytes
+    name: str = "absent"
+    stages: bool = True
+    permutation_seed: bytes = b""
+
+    def free_space(self) -> Deferred[int | None]:
+        return fail(ServerRefused("is not connected"))
+
+    def allocate(self, _target: Target, _shnums: Sequence[int], _allocation: Allocation) -> Deferred[Granted]:
+        return fail(ServerRefused("is not connected"))
+
+    def let_go(self, _target: Target, _shnums: Sequence[int]) -> None:
+        pass  # it expires there
+
+    def on_disconnect(self, _callback: Callable[[], None]) -> Callable[[], None]:
+        return lambda: None
 
 
 class Grid(Protocol):

@@ -146,9 +146,13 @@ class SpoolFile:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def in_thread(self, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
-        """Run something that reads this file in a thread; the file stays open meanwhile."""
+        """Run something that reads this file in one of the spool's threads; the file stays open meanwhile."""
+        return self.using(self._files.run_in_thread, function, *args)
+
+    def using(self, run_in_thread: RunInThread, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
+        """The same in another kind of thread."""
         self._busy += 1
-        d = self._files.run_in_thread(function, *args)
+        d = run_in_thread(function, *args)
         d.addBoth(self._done)
         return d
 

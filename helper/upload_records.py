@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -32,8 +33,8 @@ class Finish:
 class UploadRecord:
     """One upload.
 
-    `servers` are the IDs of storage servers as they were told to the client; `order` are indices of them. `placing`
-    says that servers were contacted. `opened` and `touched` are seconds since the epoch. `error` is why an upload
+    `servers` are the IDs of storage servers as they were told to the client; `order` are indices of them. `homes` says
+    on which server each share was last. `opened` and `touched` are seconds since the epoch. `error` is why an upload
     ended without a result; errors of one code are one class here (SpoolDamaged comes back as SpoolFailed).
     """
 
@@ -45,7 +46,7 @@ class UploadRecord:
     touched: float
     servers: tuple[bytes, ...] = ()
     order: tuple[int, ...] | None = None
-    placing: bool = False
+    homes: Mapping[int, bytes] = attrs.field(factory=dict)
     storage_index: bytes | None = attrs.field(default=None, repr=False)
     finish: Finish | None = None
     ueb: bytes | None = attrs.field(default=None, repr=False)
@@ -67,7 +68,7 @@ CREATE TABLE uploads (
     touched REAL NOT NULL,
     servers TEXT NOT NULL,  -- JSON list of hexadecimal IDs
     server_order TEXT,  -- JSON list of numbers
-    placing INTEGER NOT NULL,
+    homes TEXT NOT NULL,  -- JSON object of share numbers and hexadecimal IDs
     storage_index BLOB,
     finish_size INTEGER,
     crypttext_hash BLOB,
@@ -79,7 +80,7 @@ CREATE TABLE uploads (
 
 #: In the order of `row_of`.
 COLUMNS = ("name", "k", "happy", "n", "max_segment_size", "size", "state", "staging_secret", "opened", "touched",
-           "servers", "server_order", "placing", "storage_index", "finish_size", "crypttext_hash",
+           "servers", "server_order", "homes", "storage_index", "finish_size", "crypttext_hash",
            "crypttext_root_hash", "ueb", "error")
 
 _NAMES = ", ".join(COLUMNS)
@@ -96,20 +97,22 @@ def row_of(record: UploadRecord) -> tuple[Any, ...]:
     order = None if record.order is None else json.dumps(record.order)
     error = None if record.error is None else json.dumps([record.error.code, record.error.fields()])
     return (record.name, p.k, p.happy, p.n, p.max_segment_size, p.size, record.state, record.staging_secret,
-            record.opened, record.touched, json.dumps([s.hex() for s in record.servers]), order, int(record.placing),
-            record.storage_index, f and f.size, f and f.crypttext_hash, f and f.crypttext_root_hash, record.ueb, error)
+            record.opened, record.touched, json.dumps([s.hex() for s in record.servers]), order,
+            json.dumps({shnum: s.hex() for shnum, s in record.homes.items()}), record.storage_index,
+            f and f.size, f and f.crypttext_hash, f and f.crypttext_root_hash, record.ueb, error)
 
 
 def record_of(row: tuple[Any, ...]) -> UploadRecord:
     """The record in a row of COLUMNS. Raises ValueError if there is none in it."""
-    (name, k, happy, n, max_segment_size, size, state, staging_secret, opened, touched, servers, order, placing,
+    (name, k, happy, n, max_segment_size, size, state, staging_secret, opened, touched, servers, order, homes,
      storage_index, finish_size, crypttext_hash, crypttext_root_hash, ueb, error) = row
     try:
         wire = {b"k": k, b"happy": happy, b"n": n, b"max-segment-size": max_segment_size}
         record = UploadRecord(
             name, Parameters.from_wire(wire if size is None else {**wire, b"size": size}), state, staging_secret,
             opened, touched, tuple(bytes.fromhex(s) for s in json.loads(servers)),
-            None if order is None else tuple(json.loads(order)), bool(placing), storage_index,
+            None if order is None else tuple(json.loads(order)),
+            {int(shnum): bytes.fromhex(s) for shnum, s in json.loads(homes).items()}, storage_index,
             None if finish_size is None else Finish(finish_size, crypttext_hash, crypttext_root_hash), ueb,
             None if error is None else _error_of(*json.loads(error)))
     except (TypeError, KeyError, StreamingError) as e:

@@ -1,0 +1,97 @@
+"""Uploads of an earlier run of the helper: found in the ledger at once, their ciphertext read through one by one.
+
+protocol.txt §11. Reading a spool through and hashing it again takes a while, so it is done in the background, and
+at once for an upload that somebody asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from helper import errors
+from helper.session import ENDED, State
+from helper.spool import Spool
+from helper.upload import Services, Upload
+from helper.upload_records import UploadRecord
+
+_ENDED = frozenset(state.value for state in ENDED)
+
+
+class Recovery:
+    """Brings uploads of the ledger back. `waiting`: those whose ciphertext has not been read through yet."""
+
+    log = Logger()
+
+    def __init__(self, spool: Spool, services: Services) -> None:
+        self._spool = spool
+        self._services = services
+        self.waiting: dict[Upload, list[Deferred[None]]] = {}
+        self._under_way: set[Upload] = set()
+        self._stopped = False
+
+    def find(self, records: list[UploadRecord]) -> list[Upload]:
+        """Every upload of the ledger, in the same order. Spool files that none needs are removed."""
+        files = set(self._spool.names())
+        uploads = [self._found(record, record.name in files) for record in records]
+        wanted = {upload.name for upload in self.waiting}
+        strangers = [name for name in sorted(files) if name not in wanted]
+        for name in strangers:
+            self._spool.remove(name)
+        if strangers:
+            self.log.info("removed {count} spool files that no upload needs", count=len(strangers))
+        return uploads
+
+    def begin(self) -> None:
+        """Read through what nobody has asked for yet, one upload after the other."""
+        upload = next((u for u in self.waiting if u not in self._under_way), None)
+        if upload is not None and not self._stopped:
+            self._recover(upload, self.begin)
+
+    def now(self, upload: Upload) -> Deferred[None]:
+        """Fires when the upload can be asked."""
+        if upload not in self.waiting:
+            return succeed(None)
+        d: Deferred[None] = Deferred()
+        self.waiting[upload].append(d)
+        if upload not in self._under_way:
+            self._recover(upload, lambda: None)
+        return d
+
+    def stop(self) -> None:
+        """Begin with nothing any more."""
+        self._stopped = True
+
+    def _found(self, record: UploadRecord, has_file: bool) -> Upload:
+        upload = Upload(record, self._services)
+        now = self._services.clock.seconds()
+        age = max(0.0, now - record.touched)
+        over = record.state in _ENDED or record.state == State.FINISHED.value
+        upload.idle, upload.over_for = (0.0, age) if over else (age, 0.0)
+        if record.state in _ENDED or (over and not has_file):
+            upload.resume_without_spool(record.error)
+        else:
+            self.waiting[upload] = []
+        return upload
+
+    def _recover(self, upload: Upload, then: Callable[[], None]) -> None:
+        self._under_way.add(upload)
+        d = self._spool.recover(upload.name, upload.stored, upload.store_failed)
+        d.addCallbacks(upload.resume, lambda failure: self._damaged(upload, failure))
+        d.addErrback(lambda failure: self._damaged(upload, failure))
+        d.addCallback(lambda _none: self._recovered(upload))
+        d.addCallback(lambda _none: then())
+
+    def _damaged(self, upload: Upload, failure: Failure) -> None:
+        error = errors.fault_of(failure.value)
+        if not isinstance(failure.value, errors.StreamingError):
+            self.log.failure("upload {upload} could not be resumed", failure, upload=upload.short)
+        upload.resume_without_spool(error)
+
+    def _recovered(self, upload: Upload) -> None:
+        self._under_way.discard(upload)
+        for d in self.waiting.pop(upload):
+            d.callback(None)
