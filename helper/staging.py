@@ -295,14 +295,14 @@ class StagingServer:
     async def _remove(self, staging: Staging, shares: list[StagedShare]) -> int:
         """How many were removed; those that are being assigned may be published instead. Holds `structure`."""
         removed = await gatherResults(
-            [Deferred.fromCoroutine(self._remove_file(staging, share)) for share in shares], consumeErrors=True)
+            [Deferred.fromCoroutine(self._remove_file(share)) for share in shares], consumeErrors=True)
         gone = [share for share, is_removed in zip(shares, removed, strict=True) if is_removed]
         for share in gone:
             del staging.shares[share.shnum]
         await self._commit(*(remove(share.name, share.shnum) for share in gone))
         return len(gone)
 
-    async def _remove_file(self, staging: Staging, share: StagedShare) -> bool:
+    async def _remove_file(self, share: StagedShare) -> bool:
         while share.state is StagedState.ASSIGNING:
             if await share.assignment() in SETTLED:
                 return False
