@@ -4,6 +4,7 @@ have a disk that fails. Nothing of helper/ is replaced but what StagingServer ta
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ class TestDisk(Disk):
         self.errors: dict[str, OSError] = {}
         self.calls: list[str] = []
         self._synced: dict[int, int] = {}
-        self._links: list[Path] = []
+        self._names: list[Path] = []  # new ones, whose directory was not synced since
         self._unlinked: dict[Path, Path] = {}
 
     def _step(self, method: str) -> None:
@@ -143,6 +144,7 @@ class TestDisk(Disk):
     def create(self, path: Path) -> None:
         self._step("create")
         super().create(path)
+        self._names.append(path)
 
     def write(self, fd: int, data: bytes, position: int) -> None:
         self._step("write")
@@ -158,12 +160,14 @@ class TestDisk(Disk):
 
     def fsync_directory(self, directory: Path) -> None:
         self._step("fsync_directory")
-        self._links = [path for path in self._links if path.parent != directory]
+        self._names = [path for path in self._names if path.parent != directory]
         self._unlinked = {path: kept for path, kept in self._unlinked.items() if path.parent != directory}
 
     def make_directory(self, directory: Path, mode: int = 0o777) -> None:
         self._step("make_directory")
+        new = [path for path in (directory, *directory.parents) if not path.exists()]
         super().make_directory(directory, mode)
+        self._names += new
 
     def remove_directory(self, directory: Path) -> None:
         self._step("remove_directory")
@@ -172,7 +176,7 @@ class TestDisk(Disk):
     def link(self, old: Path, new: Path) -> None:
         self._step("link")
         super().link(old, new)
-        self._links.append(new)
+        self._names.append(new)
 
     def unlink(self, path: Path) -> None:
         self._step("unlink")
@@ -192,12 +196,15 @@ class TestDisk(Disk):
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 os.link(kept, path)
-        for path in self._links:
-            path.unlink(missing_ok=True)
+        for path in self._names:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
         for path in staged:
             if path.exists():
                 os.truncate(path, self._synced.get(path.stat().st_ino, 0))
-        self._links, self._unlinked = [], {}
+        self._names, self._unlinked = [], {}
 
 
 class Node:
@@ -206,7 +213,7 @@ class Node:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.clock = Clock()
-        self.clock.advance(10**9)
+        self.clock.advance(10**9)  # seconds since the epoch
         self.limits = StagingLimits()
         self.reserved = 0
         self.readonly = False
@@ -218,6 +225,8 @@ class Node:
 
     def start(self) -> None:
         self.power.ends_before = None
+        time, self.clock = self.clock.seconds(), Clock()  # timers of an earlier life ended with it
+        self.clock.advance(time)
         self.threads = Threads(self.power)
         self.stock = StorageServer(str(self.directory), b"i" * 20, clock=self.clock, reserved_space=self.reserved,
                                    readonly_storage=self.readonly)

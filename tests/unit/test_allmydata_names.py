@@ -119,8 +119,9 @@ OBJECTS = {
         "get_available_space", "get_rref", "get_storage_server"},
     (NativeStorageServer, "helper/stock.py", "self.native"): {
         "get_lease_seed", "get_name", "get_rref", "get_serverid"},
-    (StorageServer, "helper/staging.py", "self._stock"): {
-        "allocated_size", "get_available_space", "my_nodeid", "readonly_storage"},
+    (StorageServer, "helper/staging.py", "self._stock"): {"my_nodeid"},
+    (StorageServer, "helper/staging_room.py", "self._stock"): {
+        "allocated_size", "get_available_space", "readonly_storage"},
     (StorageServer, "helper/staging.py", "stock"): {"storedir"},
     (StorageServer, "helper/staging_plugin.py", "stock"): {"stats_provider"},
     (StorageServer, "helper/staging_publisher.py", "self._stock"): {"_bucket_writers", "incomingdir", "sharedir"},
