@@ -65,9 +65,12 @@ class StreamingHelperService(Service):
 
     def startService(self) -> None:
         """Take the spool. Raises SpoolLocked if another process has it."""
-        removed = self._spool.start()
-        if removed:
-            self.log.info("removed {count} spool files that an earlier run left", count=removed)
+        self._spool.start()
+        left_over = self._spool.names()
+        for name in left_over:  # uploads do not outlive the helper process in this version
+            self._spool.remove(name)
+        if left_over:
+            self.log.info("removed {count} spool files that an earlier run left", count=len(left_over))
         self._threads.start()
         self.uploads.start()
         super().startService()

@@ -2,269 +2,151 @@
 
 One file an upload, named by a hash of its upload ID, holding records of a header and ciphertext. Bytes
 count as stored when fdatasync has returned; all that arrives during one sync goes into the next (group
-commit). Writing, syncing and reading happen off the reactor thread.
+commit). Writing, syncing and reading happen off the reactor thread. After a restart `Spool.recover` finds
+every byte that counted, or says that it cannot.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
-import shutil
-import struct
-import zlib
-from array import array
-from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
 
+from helper.disk import System, fsync_directory, make_directory, reason_of
 from helper.errors import SpoolFailed
+from helper.spool_file import FLAGS, Files, RunInThread, SpoolFile, Told, pread_exactly
+from helper.spool_records import Recovered, SpoolDamaged, recover
 
-#: Runs a function in some thread (or at once) and fires with its result.
-RunInThread = Callable[..., Deferred[Any]]
+__all__ = ["RunInThread", "Spool", "SpoolDamaged", "SpoolFile", "SpoolLocked"]
 
-#: magic, offset in the ciphertext, length, CRC-32 of magic, offset, length and data
-_RECORD = struct.Struct(">4sQLL")
-_MAGIC = b"TSs1"
-_CRC_PART = struct.Struct(">4sQL")
-
-#: Small pieces of one commit are gathered into records of up to this many bytes.
-_RECORD_TARGET = 1024 * 1024
-_PIECES_PER_RECORD = 512  # well below IOV_MAX (1024)
+_LOCK = "lock"
 
 
 class SpoolLocked(Exception):
     """Another process uses this spool directory."""
 
 
-class SpoolDamaged(SpoolFailed):
-    """What was read from the spool is not what was written to it."""
-
-
 class Spool:
-    """The directory of spool files of one helper."""
+    """The directory of spool files of one helper. `system` makes the system calls."""
 
-    def __init__(self, directory: Path, run_in_thread: RunInThread) -> None:
+    def __init__(self, directory: Path, run_in_thread: RunInThread, system: System = os) -> None:
         self._directory = directory
         self._run_in_thread = run_in_thread
+        self._system = system
+        self._files = Files(run_in_thread, system)
         self._lock: int | None = None
+        self._found: dict[str, int] = {}  # sizes of files of an earlier run that are neither recovered nor removed
 
-    def start(self) -> int:
-        """Take the directory (made if missing, mode 0700) for this process alone and empty it.
+    @property
+    def used(self) -> int:
+        """Bytes that all files take on the disk, whether or not anybody has asked for them yet."""
+        return self._files.used
 
-        Uploads do not outlive the helper process in this version, so whatever is found is of no use.
-        Returns the number of files removed. Raises SpoolLocked.
+    def start(self) -> None:
+        """Take the directory (made if missing, mode 0700) for this process alone, and see what is in it.
+
+        Raises SpoolLocked. Blocks.
         """
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.chmod(self._directory, 0o700)
-        lock = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        make_directory(self._directory, self._system)
+        lock = os.open(self._directory / _LOCK, FLAGS | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
             os.close(lock)
             raise SpoolLocked(f"{self._directory} is in use by another helper process") from e
         self._lock = lock
-        left_over = [p for p in self._directory.iterdir() if p.name != "lock"]
-        for path in left_over:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        return len(left_over)
+        with os.scandir(self._directory) as entries:
+            self._found = {e.name: e.stat(follow_symlinks=False).st_size for e in entries
+                           if e.name != _LOCK and not e.is_dir(follow_symlinks=False)}
+        self._files.used = sum(self._found.values())
+        # A file whose bytes are all there may lack its name yet, if the last run died between two syncs.
+        fsync_directory(self._directory, self._system)
 
     def stop(self) -> None:
-        """Let go of the directory."""
+        """Let go of the directory and of every file that no thread uses."""
+        self._files.release()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
-    def file(self, name: str, on_stored: Callable[[int], None], on_failed: Callable[[str], None]) -> SpoolFile:
+    def names(self) -> list[str]:
+        """The files that were there at the start and are neither recovered nor removed yet."""
+        return sorted(self._found)
+
+    def remove(self, name: str) -> None:
+        """Remove one of `names()`. KeyError if it is none. Blocks."""
+        size = self._found[name]
+        (self._directory / name).unlink(missing_ok=True)
+        del self._found[name]
+        self._files.used -= size
+
+    def free(self) -> int:
+        """Bytes that the file system has left for us. Blocks, if seldom for long."""
+        state = self._system.statvfs(self._directory)
+        return int(state.f_bavail * state.f_frsize)
+
+    def file(self, name: str, on_stored: Callable[[int], None], on_failed: Callable[[str], None],
+             on_full: Callable[[str], None] | None = None) -> SpoolFile:
         """A spool file that does not exist yet; it is created when the first bytes come.
 
         `on_stored` is told how many bytes are durable, `on_failed` (once) why nothing more can be stored.
+        `on_full` is told why bytes have to wait for space until `SpoolFile.retry`; without it the lack of space is
+        a failure.
         """
-        return SpoolFile(self._directory / name, self._run_in_thread, on_stored, on_failed)
+        return SpoolFile(self._files, self._directory / name, Told(on_stored, on_failed, on_full))
 
+    def recover(self, name: str, on_stored: Callable[[int], None], on_failed: Callable[[str], None],
+                on_full: Callable[[str], None] | None = None, at_least: int = 0) -> Deferred[SpoolFile]:
+        """The spool file of an upload of an earlier run, or a new one if it had none.
 
-class SpoolFile:
-    """The ciphertext of one upload."""
-
-    def __init__(self, path: Path, run_in_thread: RunInThread,
-                 on_stored: Callable[[int], None], on_failed: Callable[[str], None]) -> None:
-        self._path = path
-        self._run_in_thread = run_in_thread
-        self._on_stored = on_stored
-        self._on_failed = on_failed
-        self._fd: int | None = None
-        self._queue: list[bytes] = []
-        self._busy = 0  # threads that use the file descriptor
-        self._committing = False
-        self._dropped = False
-        self._failed = False
-        # Offsets in the ciphertext at which each record starts and ends. A record's place in the file follows
-        # from its number, as all headers have one size. Read in one thread while another appends: _ends grows
-        # first, so a record that is found in _starts has its end.
-        self._starts = array("Q")
-        self._ends = array("Q")
-        self._written = 0  # bytes of ciphertext in records
-        self.durable = 0
-
-    def append(self, data: bytes) -> None:
-        """Queue `data` to be made durable after all that was queued before. No-op after a failure or `drop`."""
-        if not (self._failed or self._dropped):
-            self._queue.append(data)
-            self._commit()
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Durable bytes, in the calling thread (which must have come through `in_thread`).
-
-        Raises SpoolDamaged if the file is shorter than it was.
+        Fires when all that it holds is verified and durable; see its `durable`. `at_least` is how many bytes are
+        known to have been durable. Fails with SpoolDamaged if fewer are left, or bytes that may have been
+        acknowledged are not what they were; with SpoolFailed if the disk fails. The file is then left as it is,
+        and still one of `names()`.
         """
-        if self._fd is None or offset + length > self.durable:
-            raise SpoolDamaged(f"no bytes {offset}..{offset + length} in the spool, {self.durable} are durable")
-        parts: list[bytes] = []
-        record = bisect_right(self._starts, offset) - 1
-        while length > 0:
-            start, end = self._starts[record], self._ends[record]
-            take = min(length, end - offset)
-            position = (record + 1) * _RECORD.size + start + (offset - start)
-            parts.append(_pread_exactly(self._fd, take, position))
-            offset, length, record = offset + take, length - take, record + 1
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def in_thread(self, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
-        """Run something that reads this file in a thread; the file stays open meanwhile."""
-        self._busy += 1
-        d = self._run_in_thread(function, *args)
-        d.addBoth(self._done)
+        file = self.file(name, on_stored, on_failed, on_full)
+        d = self._run_in_thread(self._recover, name, at_least)
+        d.addCallback(lambda recovered: self._recovered(name, file, recovered))
         return d
 
-    def drop(self) -> None:
-        """Remove the file; nothing can be stored or read any more once running threads are done."""
-        self._dropped = True
-        self._queue.clear()
-        if not self._busy:
-            self._remove()
+    def _recover(self, name: str, at_least: int) -> Recovered | None:
+        """In a thread: what is in a file, made durable; None if there is no file."""
+        try:
+            fd = self._system.open(self._directory / name, FLAGS)
+        except FileNotFoundError:
+            if at_least:
+                raise SpoolDamaged(f"the spool file is missing; expected {at_least} bytes in it") from None
+            return None
+        except OSError as e:
+            raise SpoolFailed(reason_of(e)) from e
+        try:
+            return _recover_file(fd, at_least, self._system)
+        except OSError as e:
+            raise SpoolFailed(reason_of(e)) from e
+        finally:
+            self._system.close(fd)
 
-    def _done(self, result: Any) -> Any:
-        self._busy -= 1
-        if self._dropped and not self._busy:
-            self._remove()
-        return result
-
-    def _remove(self) -> None:
-        if self._fd is not None:
-            fd, self._fd = self._fd, None
-            os.close(fd)
-            self._path.unlink(missing_ok=True)
-
-    def _commit(self) -> None:
-        if self._committing or not self._queue:
-            return
-        batch, self._queue = self._queue, []
-        self._committing = True
-        d = self.in_thread(self._write_and_sync, batch)
-        d.addCallbacks(self._committed, self._commit_failed)
-
-    def _committed(self, durable: int) -> None:
-        self._committing = False
-        self.durable = durable
-        if not self._dropped:
-            self._on_stored(durable)
-            self._commit()
-
-    def _commit_failed(self, failure: Failure) -> None:
-        # A failed sync is never tried again: the kernel may have dropped the dirty pages, and a second
-        # fdatasync would report success all the same.
-        self._committing = False
-        self._failed = True
-        self._queue.clear()
-        if not self._dropped:
-            self._on_failed(_reason(failure.value))
-
-    def _write_and_sync(self, batch: list[bytes]) -> int:
-        """In a thread: write a batch as records and sync it. Returns the durable length."""
-        created = self._fd is None
-        if created:
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._fd = os.open(self._path, flags, 0o600)
-        assert self._fd is not None
-        starts, written = array("Q"), self._written
-        position = len(self._starts) * _RECORD.size + written
-        for record in _records(batch):
-            length = sum(map(len, record))
-            pwrite_all(self._fd, [_header(written, length, record), *record], position)
-            starts.append(written)
-            written += length
-            position += _RECORD.size + length
-        os.fdatasync(self._fd)
-        if created:
-            fsync_directory(self._path.parent)
-        self._ends.extend([*starts[1:], written])
-        self._starts.extend(starts)
-        self._written = written
-        return written
+    def _recovered(self, name: str, file: SpoolFile, recovered: Recovered | None) -> SpoolFile:
+        if recovered is not None:
+            self._files.used -= self._found.pop(name, 0)
+            file.resume(recovered)
+        return file
 
 
-def _records(batch: list[bytes]) -> list[list[bytes]]:
-    """The pieces of a batch, gathered into records."""
-    records: list[list[bytes]] = []
-    filled = 0
-    for piece in batch:
-        if not records or filled + len(piece) > _RECORD_TARGET or len(records[-1]) >= _PIECES_PER_RECORD:
-            records.append([])
-            filled = 0
-        records[-1].append(piece)
-        filled += len(piece)
-    return records
-
-
-def _header(offset: int, length: int, pieces: list[bytes]) -> bytes:
-    crc = zlib.crc32(_CRC_PART.pack(_MAGIC, offset, length))
-    for piece in pieces:
-        crc = zlib.crc32(piece, crc)
-    return _RECORD.pack(_MAGIC, offset, length, crc)
-
-
-def pwrite_all(fd: int, pieces: list[bytes], position: int) -> None:
-    """Write all pieces at `position`, however few bytes the system takes at a time."""
-    views = [memoryview(piece) for piece in pieces]
-    while views:
-        count = os.pwritev(fd, views, position)
-        position += count
-        while views and count >= len(views[0]):
-            count -= len(views.pop(0))
-        if views and count:
-            views[0] = views[0][count:]
-
-
-def _pread_exactly(fd: int, length: int, position: int) -> bytes:
-    data = os.pread(fd, length, position)
-    if len(data) == length:
-        return data
-    parts = [data]
-    while (missing := length - sum(map(len, parts))) > 0:
-        data = os.pread(fd, missing, position + length - missing)
-        if not data:
-            raise SpoolDamaged(f"the spool file ends at {position + length - missing}")
-        parts.append(data)
-    return b"".join(parts)
-
-
-def fsync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _reason(error: BaseException | None) -> str:
-    """Why, without a path: file names are hashes of upload IDs."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return f"{errno.errorcode.get(error.errno, error.errno)} ({os.strerror(error.errno)})"
-    return type(error).__name__
+def _recover_file(fd: int, at_least: int, system: System) -> Recovered:
+    """What is in a file, made durable; torn records at its end are cut off."""
+    # What a killed process wrote can be read, and yet not be on the disk. Then it is read from there, not from
+    # memory: if an earlier sync failed, memory has what the disk has not.
+    system.fdatasync(fd)
+    system.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    size = system.fstat(fd).st_size
+    recovered = recover(lambda position, length: pread_exactly(fd, length, position, system), size)
+    if recovered.length < at_least:
+        raise SpoolDamaged(f"{recovered.length} bytes are left in the spool file, expected at least {at_least}")
+    if recovered.size < size:
+        system.ftruncate(fd, recovered.size)
+        system.fsync(fd)
+    return recovered

@@ -16,8 +16,9 @@ from allmydata.storage.immutable_schema import NEWEST_SCHEMA_VERSION
 from allmydata.storage.lease import LeaseInfo
 from twisted.internet.defer import Deferred, DeferredLock
 
+from helper.disk import fsync_directory, pwrite_all
 from helper.layout import DATA_OFFSET
-from helper.spool import RunInThread, fsync_directory, pwrite_all
+from helper.spool import RunInThread
 from helper.staging_records import StagedRecord, StagedState
 
 MiB = 1024 * 1024

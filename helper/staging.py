@@ -23,8 +23,9 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from helper import staging_errors as errors
+from helper.disk import fsync_directory
 from helper.layout import DATA_OFFSET
-from helper.spool import RunInThread, fsync_directory
+from helper.spool import RunInThread
 from helper.staged_share import StagedShare
 from helper.staging_interfaces import LARGEST_WRITE, SHARES_MAX, STAGING_NAME_SIZE
 from helper.staging_records import StagedRecord, StagedState, StagingRecords

@@ -65,7 +65,7 @@ def test_worked_example_of_a_spool_record(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool", maybeDeferred)
     spool.start()
     spool.file("one", lambda _durable: None, pytest.fail).append(Encryptor(KEY).encrypt(PLAINTEXT))
-    assert (tmp_path / "spool" / "one").read_bytes()[:20].hex() == example("record")
+    assert (tmp_path / "spool" / "one").read_bytes()[:32].hex() == example("record")
     spool.stop()
 
 

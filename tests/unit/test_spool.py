@@ -1,7 +1,7 @@
 """The spool over a real directory: what is durable when, what is on disk, and what a failing disk does.
 
-The disk is made to fail, to be slow and to write little by putting something between helper.spool and the
-system calls of `os`; the spool itself is never patched.
+The disk is made to fail, to be slow and to write little by putting something between the spool and the system
+calls of `os`, where it takes them as an argument. What is found after a restart: test_spool_recovery.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import queue
 import random
 import stat
 import struct
+import subprocess
 import sys
 import threading
 import zlib
@@ -33,10 +34,10 @@ from helper.spool import Spool, SpoolDamaged, SpoolFile, SpoolLocked
 
 MiB = 1024 * 1024
 NAME = "a" * 52
-RECORD = struct.Struct(">4sQLL")  # protocol.txt §8.1
+RECORD = struct.Struct(">4sQQLLL")  # protocol.txt §8.1
 
 # No byte of this is a byte of a record's magic, so that a header read as data is always noticed.
-ALPHABET = bytes(set(range(256)) - set(b"TSs1\0"))
+ALPHABET = bytes(set(range(256)) - set(b"TSs2\0"))
 DATA = bytes(random.Random("spool").choices(ALPHABET, k=150_000))
 
 
@@ -119,7 +120,7 @@ class Upload:
 
 
 class Disk:
-    """Stands for `os` in helper.spool: records what it is asked, and fails as it is told."""
+    """Stands for `os` in the spool: records what it is asked, and fails as it is told."""
 
     def __init__(self, log: list[str]) -> None:
         self.log = log
@@ -154,14 +155,12 @@ class Disk:
 
 
 @pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    disk = Disk([])
-    monkeypatch.setattr("helper.spool.os", disk)
-    return disk
+def disk() -> Disk:
+    return Disk([])
 
 
-def started(directory: Path, run_in_thread: Callable[..., Deferred[Any]] = maybeDeferred) -> Spool:
-    spool = Spool(directory / "spool", run_in_thread)
+def started(directory: Path, run_in_thread: Callable[..., Deferred[Any]] = maybeDeferred, system: Any = os) -> Spool:
+    spool = Spool(directory / "spool", run_in_thread, system)
     spool.start()
     return spool
 
@@ -191,17 +190,22 @@ def path_in(directory: Path, name: str = NAME) -> Path:
 
 def records_in(content: bytes) -> list[tuple[int, bytes]]:
     """(offset, data) of each record of a spool file, from protocol.txt §8.1. ValueError if one is not whole."""
+    return [(offset, data) for _batch, offset, data in batches_in(content)]
+
+
+def batches_in(content: bytes) -> list[tuple[int, int, bytes]]:
+    """(offset of the batch, offset, data) of each record of a spool file."""
     records, position = [], 0
     while position < len(content):
-        header = content[position:position + 20]
-        if len(header) < 20:
+        header = content[position:position + 32]
+        if len(header) < 32:
             raise ValueError("torn header")
-        magic, offset, length, crc = RECORD.unpack(header)
-        data = content[position + 20:position + 20 + length]
-        if magic != b"TSs1" or len(data) < length or zlib.crc32(header[:16] + data) != crc:
+        magic, batch, offset, length, crc, header_crc = RECORD.unpack(header)
+        data = content[position + 32:position + 32 + length]
+        if magic != b"TSs2" or len(data) < length or (zlib.crc32(data), zlib.crc32(header[:28])) != (crc, header_crc):
             raise ValueError("torn or changed record")
-        records.append((offset, data))
-        position += 20 + length
+        records.append((batch, offset, data))
+        position += 32 + length
     return records
 
 
@@ -239,9 +243,18 @@ def test_only_the_owner_may_look(tmp_path: Path, umask: int) -> None:
 
 
 def test_directory_is_made_with_its_parents(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "a" / "b" / "spool", maybeDeferred)
-    assert spool.start() == 0
+    """Their names are durable before anything in them is."""
+    synced: list[str] = []
+
+    class Watched(Disk):
+        def fsync(self, fd: int) -> None:
+            synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+            super().fsync(fd)
+
+    spool = Spool(tmp_path / "a" / "b" / "spool", maybeDeferred, Watched([]))
+    spool.start()
     assert mode(tmp_path / "a" / "b" / "spool") == 0o700
+    assert [Path(path).name for path in synced] == [tmp_path.name, "a", "b", "spool"]
     spool.stop()
 
 
@@ -251,13 +264,28 @@ def test_permissions_of_an_old_directory_are_tightened(tmp_path: Path) -> None:
     assert mode(tmp_path / "spool") == 0o700
 
 
-def test_leftovers_are_removed(tmp_path: Path) -> None:
+def test_what_an_earlier_run_left_can_be_seen_and_removed(tmp_path: Path) -> None:
     started(tmp_path).stop()
-    for name in ("b" * 52, "c" * 52, "anything"):
-        path_in(tmp_path, name).write_bytes(b"old")
-    spool = Spool(tmp_path / "spool", maybeDeferred)
-    assert spool.start() == 3
-    assert [p.name for p in (tmp_path / "spool").iterdir()] == ["lock"]
+    for name, size in (("b" * 52, 3), ("c" * 52, 400), ("anything", 5)):
+        path_in(tmp_path, name).write_bytes(b"o" * size)
+    path_in(tmp_path, "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").write_bytes(b"not ours")
+    path_in(tmp_path, "directory").mkdir()
+    spool = started(tmp_path)
+    assert spool.names() == ["anything", "b" * 52, "c" * 52, "link"]
+    before = spool.used
+    spool.remove("c" * 52)
+    assert spool.names() == ["anything", "b" * 52, "link"]
+    assert not path_in(tmp_path, "c" * 52).exists()
+    assert before - spool.used == 400
+    for name in ("c" * 52, "lock", "directory", "../elsewhere", "."):
+        with pytest.raises(KeyError):
+            spool.remove(name)
+    for name in spool.names():
+        spool.remove(name)
+    assert (spool.names(), spool.used) == ([], 0)
+    assert sorted(p.name for p in (tmp_path / "spool").iterdir()) == ["directory", "lock"]
+    assert (tmp_path / "elsewhere").read_bytes() == b"not ours"
     spool.stop()
 
 
@@ -275,8 +303,23 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         second.start()
     first.stop()
     first.stop()
-    assert second.start() == 1
+    second.start()
+    assert second.names() == [NAME]
     second.stop()
+
+
+def test_one_process_at_a_time_for_real(tmp_path: Path) -> None:
+    """The lock is one between processes, and goes with the process that has it, however that ends."""
+    program = ("import sys\nfrom pathlib import Path\nfrom helper.spool import Spool\n"
+               "Spool(Path(sys.argv[1]), None).start()\nprint('mine', flush=True)\nsys.stdin.read()\n")
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "spool")], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"mine\n"
+        with pytest.raises(SpoolLocked):
+            started(tmp_path)
+        other.kill()
+    started(tmp_path).stop()
 
 
 def test_lock_is_not_inherited_by_children_nor_a_link_followed(tmp_path: Path) -> None:
@@ -368,20 +411,20 @@ def test_what_comes_during_a_commit_goes_into_the_next(tmp_path: Path, upload: U
 
 def test_nothing_is_durable_before_the_sync_has_returned(tmp_path: Path, disk: Disk) -> None:
     """The file's directory is synced too, once, before anything in it counts."""
-    spool = started(tmp_path)
+    spool = started(tmp_path, system=disk)
     disk.log.clear()
     upload = Upload(spool, disk.log)
     upload.file.append(b"12345")
     upload.file.append(b"678")
     assert disk.log == [
-        "write 25 at 0", "sync begins", "sync ends", "sync directory", "stored 5",
-        "write 23 at 25", "sync begins", "sync ends", "stored 8",
+        "write 37 at 0", "sync begins", "sync ends", "sync directory", "stored 5",
+        "write 35 at 37", "sync begins", "sync ends", "stored 8",
     ]
     spool.stop()
 
 
 def test_one_sync_for_all_that_waits(tmp_path: Path, disk: Disk, stepped: Stepped) -> None:
-    spool = started(tmp_path, stepped)
+    spool = started(tmp_path, stepped, disk)
     upload = Upload(spool, disk.log)
     upload.file.append(b"x")
     for i in range(1, 2000):
@@ -488,8 +531,8 @@ def test_every_flipped_bit_and_every_truncation_can_be_found(tmp_path: Path, upl
             with pytest.raises(ValueError, match="torn"):
                 records_in(bytes(flipped))
     for length in range(len(content)):
-        if length in (0, 23, 50):  # between records
-            assert records_in(content[:length]) == whole[:[0, 23, 50].index(length)]
+        if length in (0, 35, 74):  # between records
+            assert records_in(content[:length]) == whole[:[0, 35, 74].index(length)]
         else:
             with pytest.raises(ValueError, match="torn"):
                 records_in(content[:length])
@@ -498,47 +541,46 @@ def test_every_flipped_bit_and_every_truncation_can_be_found(tmp_path: Path, upl
 def test_a_file_that_became_shorter(tmp_path: Path, upload: Upload, stepped: Stepped) -> None:
     upload.file.append(b"0123456789")
     stepped.finish()
-    os.truncate(path_in(tmp_path), 25)
+    os.truncate(path_in(tmp_path), 37)
     assert upload.file.read(0, 5) == b"01234"
     with pytest.raises(SpoolDamaged) as caught:
         upload.file.read(0, 6)
-    assert caught.value.reason == "the spool file ends at 25"
+    assert caught.value.reason == "the spool file ends at 37"
 
 
 # -- a disk that writes little, or nothing --------------------------------------------------------------
 
 
-@given(pieces=st.lists(st.binary(max_size=300), min_size=1, max_size=20),
+@given(pieces=st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=20),
        lengths=st.lists(st.integers(1, 400), min_size=1, max_size=50))
 def test_short_writes(tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], lengths: list[int]) -> None:
     directory, stepped = tmp_path_factory.mktemp("spool"), Stepped()
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        disk = Disk([])
-        monkeypatch.setattr("helper.spool.os", disk)
-        left = iter(lengths * 10_000)
-        disk.write_at_most = lambda: next(left)
-        spool = started(directory, stepped)
-        upload = Upload(spool)
-        for piece in pieces:
-            upload.file.append(piece)
-        stepped.finish()
-        whole = b"".join(pieces)
-        assert upload.stored[-1] == len(whole)
-        assert upload.file.read(0, len(whole)) == whole
-        records = records_in(path_in(directory).read_bytes())
-        assert b"".join(data for _offset, data in records) == whole
-        upload.file.drop()
-        spool.stop()
+    disk = Disk([])
+    left = iter(lengths * 10_000)
+    disk.write_at_most = lambda: next(left)
+    spool = started(directory, stepped, disk)
+    upload = Upload(spool)
+    for piece in pieces:
+        upload.file.append(piece)
+    stepped.finish()
+    whole = b"".join(pieces)
+    assert upload.stored[-1] == len(whole)
+    assert upload.file.read(0, len(whole)) == whole
+    records = records_in(path_in(directory).read_bytes())
+    assert b"".join(data for _offset, data in records) == whole
+    upload.file.drop()
+    spool.stop()
 
 
-def test_short_reads(tmp_path: Path, upload: Upload, stepped: Stepped, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_reads(tmp_path: Path, stepped: Stepped, disk: Disk) -> None:
+    disk.pread = lambda fd, length, offset: os.pread(fd, min(length, 3), offset)  # type: ignore[attr-defined]
+    spool = started(tmp_path, stepped, disk)
+    upload = Upload(spool)
     upload.file.append(b"0123456789")
     upload.file.append(b"abcdefghij")
     stepped.finish()
-    disk = Disk([])
-    disk.pread = lambda fd, length, offset: os.pread(fd, min(length, 3), offset)  # type: ignore[attr-defined]
-    monkeypatch.setattr("helper.spool.os", disk)
     assert upload.file.read(1, 18) == b"123456789abcdefghi"
+    spool.stop()
 
 
 def check_ended(upload: Upload, stepped: Stepped, disk: Disk, held: bytes, reason: str) -> None:
@@ -562,7 +604,7 @@ def check_ended(upload: Upload, stepped: Stepped, disk: Disk, held: bytes, reaso
 
 @pytest.fixture
 def failing(tmp_path: Path, disk: Disk, stepped: Stepped) -> Iterator[Upload]:
-    spool = started(tmp_path, stepped)
+    spool = started(tmp_path, stepped, disk)
     upload = Upload(spool)
     yield upload
     upload.file.drop()
@@ -592,7 +634,7 @@ def test_failed_write(failing: Upload, stepped: Stepped, disk: Disk, held: bytes
 def test_disk_full_in_the_middle_of_a_batch(tmp_path: Path, failing: Upload, stepped: Stepped, disk: Disk) -> None:
     failing.file.append(b"held")
     stepped.finish()
-    lengths = iter([20 + MiB, 7])
+    lengths = iter([32 + MiB, 7])
 
     def room() -> int:
         length = next(lengths, 0)
@@ -608,11 +650,8 @@ def test_disk_full_in_the_middle_of_a_batch(tmp_path: Path, failing: Upload, ste
     assert "sync begins" in disk.log[stepped_before:]  # the first of the two was a commit of its own
     assert failing.stored == [4, 4 + MiB]
     assert failing.failed == ["ENOSPC (No space left on device)"]
-    # a torn record is left behind, in the file and nowhere else
-    content = path_in(tmp_path).read_bytes()
-    assert records_in(content[:-7]) == [(0, b"held"), (4, b"b" * MiB)]
-    with pytest.raises(ValueError, match="torn"):
-        records_in(content)
+    # what was written of the rest was taken back
+    assert records_in(path_in(tmp_path).read_bytes()) == [(0, b"held"), (4, b"b" * MiB)]
     assert failing.file.read(0, 4 + MiB) == b"held" + b"b" * MiB
 
 
@@ -751,13 +790,13 @@ def test_files_are_apart(tmp_path: Path, spool: Spool, stepped: Stepped) -> None
 
 
 def interrupted(function: Callable[[], Any], at: int, action: Callable[[], Any]) -> bool:
-    """Run `function`, and `action` in the middle: before the instruction number `at` of helper/spool.py, as if
+    """Run `function`, and `action` in the middle: before the instruction number `at` of spool_file.py, as if
     another thread got its turn there. Whether there are so many."""
     left = at
 
     def trace(frame: FrameType, event: str, _arg: object) -> Any:
         nonlocal left
-        if frame.f_code.co_filename != inspect.getsourcefile(Spool):
+        if frame.f_code.co_filename != inspect.getsourcefile(SpoolFile):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
