@@ -132,7 +132,7 @@ class SpoolFile:
         here, as reads seldom take whole records. What is read here is compared in any case: what is encoded first,
         by the hash of all ciphertext that `finish` brings; what is encoded again, by the hash of its block.
         """
-        if not self._exists or offset + length > self.durable:
+        if not (self._exists and self.durable) or offset + length > self.durable:
             raise SpoolDamaged(f"no bytes {offset}..{offset + length} in the spool, {self.durable} are durable")
         fd = self._open()
         parts: list[bytes] = []

@@ -517,7 +517,8 @@ def test_recovery_syncs_before_it_believes_and_after_it_cuts(tmp_path: Path) -> 
     assert disk.log[-2:] == ["open directory", "sync directory"]
     disk.log.clear()
     found = Recovering(spool)
-    assert disk.log == ["open", "sync begins", "sync ends", "forget what is in memory", "read", f"cut to {len(content)}", "sync all"]
+    assert disk.log == ["open", "sync begins", "sync ends", "forget what is in memory", "read",
+                        f"cut to {len(content)}", "sync all"]
     disk.log.clear()
     found.file.append(b"three")
     assert disk.log == ["open", f"write 37 at {len(content)}", "sync begins", "sync ends"]
