@@ -79,7 +79,7 @@ class Recovery:
 
     def _recover(self, upload: Upload, then: Callable[[], None]) -> None:
         self._under_way.add(upload)
-        d = self._spool.recover(upload.name, upload.stored, upload.store_failed)
+        d = self._spool.recover(upload.name, upload.stored, upload.store_failed, at_least=upload.decided_size)
         d.addCallbacks(upload.resume, lambda failure: self._damaged(upload, failure))
         d.addErrback(lambda failure: self._damaged(upload, failure))
         d.addCallback(lambda _none: self._recovered(upload))

@@ -5,11 +5,12 @@ protocol.txt §8.1.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from array import array
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -58,6 +59,7 @@ class Files:
         self.system = system
         self.used = 0
         self._open: OrderedDict[SpoolFile, None] = OrderedDict()  # have a descriptor; used last comes last
+        self._closing: deque[int] = deque()  # descriptors of files that were removed
 
     def opened(self, file: SpoolFile) -> None:
         """A file was used and has a descriptor: close others that were not used for long."""
@@ -70,10 +72,22 @@ class Files:
         """A file has no descriptor any more."""
         self._open.pop(file, None)
 
+    def close_in_thread(self, fd: int) -> None:
+        """Close the last descriptor of a file that was removed."""
+        self._closing.append(fd)
+        # Whatever a close says of a file that is gone, nobody needs to know.
+        self.run_in_thread(self._close_one).addErrback(lambda _failure: None)
+
+    def _close_one(self) -> None:
+        with contextlib.suppress(IndexError):  # `release` came first
+            self.system.close(self._closing.popleft())
+
     def release(self) -> None:
         """Close every file that no thread uses."""
         for file in list(self._open):
             file.release()
+        while self._closing:
+            self._close_one()
 
 
 class SpoolFile:
@@ -132,7 +146,7 @@ class SpoolFile:
         here, as reads seldom take whole records. What is read here is compared in any case: what is encoded first,
         by the hash of all ciphertext that `finish` brings; what is encoded again, by the hash of its block.
         """
-        if not self._exists or offset + length > self.durable:
+        if not (self._exists and self.durable) or offset + length > self.durable:
             raise SpoolDamaged(f"no bytes {offset}..{offset + length} in the spool, {self.durable} are durable")
         fd = self._open()
         parts: list[bytes] = []
@@ -184,12 +198,19 @@ class SpoolFile:
         return result
 
     def _remove(self) -> None:
-        self.release()
+        """The file's name goes at once. Its bytes go with its last descriptor, which takes a while: in a thread."""
+        fd = self._descriptors.pop("fd", None)
+        self._files.closed(self)
         if self._exists:
             self._exists = False
+            if fd is None:
+                with contextlib.suppress(OSError):
+                    fd = self._system.open(self._path, FLAGS)
             self._path.unlink(missing_ok=True)
             self._occupied = 0
             self._count()
+        if fd is not None:
+            self._files.close_in_thread(fd)
 
     def _count(self) -> None:
         self._files.used += self._occupied - self._counted

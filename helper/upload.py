@@ -133,6 +133,11 @@ class Upload:
         return self.session.storage_index or self._record.storage_index
 
     @property
+    def decided_size(self) -> int:
+        """Bytes of ciphertext that were durable when publication was decided in an earlier run; 0 if it was not."""
+        return self._record.finish.size if self._record.finish is not None else 0
+
+    @property
     def over(self) -> bool:
         """Whether the upload has come to its end, good or bad."""
         return self.session.state is State.FINISHED or self.session.state in ENDED

@@ -798,6 +798,8 @@ def test_release(tmp_path: Path) -> None:
     upload.file.release()
     upload.file.drop()
     assert not path_in(tmp_path).exists()
+    stepped.step()
+    assert open_descriptors(path_in(tmp_path)) == 0
     with pytest.raises(SpoolDamaged):
         upload.file.read(0, 1)
     spool.stop()
@@ -846,6 +848,18 @@ def test_threads_that_open_a_file_at_once(tmp_path: Path) -> None:
     assert open_descriptors(path_in(tmp_path)) == 1
     upload.file.drop()
     spool.stop()
+
+
+def test_files_that_were_removed_are_closed_at_the_end(tmp_path: Path) -> None:
+    stepped = Stepped()
+    spool = started(tmp_path, stepped)
+    upload = Upload(spool)
+    upload.file.append(b"x")
+    stepped.finish()
+    upload.file.drop()
+    spool.stop()
+    assert open_descriptors(path_in(tmp_path)) == 0
+    stepped.finish()  # too late, and nothing happens to whoever has its number now
 
 
 def test_many_files_and_few_descriptors(tmp_path: Path) -> None:
