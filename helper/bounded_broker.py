@@ -36,12 +36,17 @@ NEGOTIATION_BYTES = 4096
 
 _log = Logger()
 
-_ANSWERS, _CALLS, _MEMORY = "answers are not read", "calls are unanswered", "memory is short"
+#: Why a connection is not read from.
+_CALLS, _MEMORY = "calls are unanswered", "memory is short"
 
 
 @attrs.frozen
 class ConnectionBounds:
-    """What connections of one Tub may hold. Bytes are charges of token_stream.py."""
+    """What connections of one Tub may hold. Bytes are charges of token_stream.py.
+
+    What all connections may always hold has to be less than in_all + reserve: else they could fill it with messages
+    of which none is complete, and nobody would get on.
+    """
 
     in_all: int = 64 * MiB
     """Of all connections. One that has more than what is left of it is not read from, so that n which take what
@@ -53,7 +58,9 @@ class ConnectionBounds:
     always: int = 64 * KiB
     """What a connection may hold in any case, so that small calls get through."""
     unhindered: int = 4
-    """So many incomplete messages, the oldest, are read to their end in any case: somebody always gets on."""
+    """So many incomplete messages, the oldest, are read to their end nevertheless, so that somebody gets on;"""
+    reserve: int = 32 * MiB
+    """unless all connections hold so much more: then these wait as well, until calls are answered."""
     patience: float = 60.0
     """Seconds that one of those has to be completed in, while others wait."""
     connections: int = 512
@@ -134,6 +141,8 @@ class Ledger:
         self._waiting.pop(connection, None)
 
     def _unhindered(self) -> list[BoundedBroker]:
+        if self.held >= self.bounds.in_all + self.bounds.reserve:
+            return []
         able = (c for c in self._incomplete if not c.waits_for_itself)
         return list(islice(able, self.bounds.unhindered))
 
@@ -147,7 +156,11 @@ class Ledger:
         if not self._waiting:
             return
         now = self._clock.seconds()
-        for connection in self._unhindered():
+        unhindered = self._unhindered()
+        for connection in self._incomplete:
+            if connection not in unhindered:
+                self._incomplete[connection] = None
+        for connection in unhindered:
             since = self._incomplete[connection]
             if since is None:
                 self._incomplete[connection] = now
@@ -159,16 +172,16 @@ class Ledger:
 
 @implementer(IPushProducer)
 class _AnswerFlow:
-    """The transport tells it whether the peer reads our answers; one who does not may not ask more."""
+    """The transport tells it whether the peer reads our answers; while it does not, its calls are not begun."""
 
     def __init__(self, broker: BoundedBroker) -> None:
         self._broker = broker
 
     def pauseProducing(self) -> None:
-        self._broker.hold_back(_ANSWERS, True)
+        self._broker.answers_wait(True)
 
     def resumeProducing(self) -> None:
-        self._broker.hold_back(_ANSWERS, False)
+        self._broker.answers_wait(False)
 
     def stopProducing(self) -> None:
         """The connection is gone, which the broker is told as well."""
@@ -184,6 +197,7 @@ class BoundedBroker(Broker):  # type: ignore[misc]
         self._accepted = accepted
         self._bounded = True
         self._watches_answers = False
+        self._answers_wait = False
         self._given_up: str | None = None
         self._scanner = TokenScanner()
         self._partial = bytearray()
@@ -323,8 +337,18 @@ class BoundedBroker(Broker):  # type: ignore[misc]
         super().scheduleCall(delivery, ready_deferred)
 
     def doNextCall(self) -> None:
-        if _ANSWERS not in self._reasons:
+        if not self._answers_wait:
             super().doNextCall()
+
+    def answers_wait(self, wait: bool) -> None:
+        """The peer does not read what we send, or does again."""
+        self._answers_wait = wait
+        if not wait:
+            eventually(self.doNextCall)
+
+    def sendPONG(self, number: int) -> None:
+        if not self._answers_wait:
+            super().sendPONG(number)
 
     def _callFinished(self, res: Any, delivery: Any) -> None:
         super()._callFinished(res, delivery)
@@ -383,8 +407,6 @@ class BoundedBroker(Broker):  # type: ignore[misc]
             self.transport.resumeProducing()
         elif self._reasons and not before:
             self.transport.pauseProducing()
-        if reason == _ANSWERS and not hold:
-            eventually(self.doNextCall)
         if hold and reason not in reasons_before and reason != _MEMORY:
             self._ledger.let_others_go_on()  # it is not one of the unhindered any more
 

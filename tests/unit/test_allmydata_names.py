@@ -118,7 +118,7 @@ CONNECTIONS = {
         "_callFinished", "callFailed", "connectionAbandoned", "connectionLost", "connectionMade", "dataLastReceivedAt",
         "dataReceived", "disconnectTimerFired", "disconnected", "doNextCall", "finish", "getTrackerForMyReference",
         "getTrackerForYourReference", "handleError", "inboundDeliveryQueue", "myReferenceByCLID", "remote_tubref",
-        "reportReceiveError", "scheduleCall", "sendFailed", "shutdown", "transport", "waitingForAnswers",
+        "reportReceiveError", "scheduleCall", "sendFailed", "sendPONG", "shutdown", "transport", "waitingForAnswers",
         "yourReferenceByCLID"},
     Negotiation: {"brokerClass", "buffer", "connectionLost", "connectionMade", "dataReceived", "switchToBanana",
                   "transport"},

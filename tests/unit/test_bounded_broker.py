@@ -23,7 +23,7 @@ from zope.interface import implementer
 
 from helper.bounded_broker import NEGOTIATION_BYTES, BoundedBroker, BoundedNegotiation, ConnectionBounds, Ledger
 from helper.interfaces import LARGEST_MESSAGE_MAX, KiB
-from helper.token_stream import KNOWN_PEER, STRANGER, STRING
+from helper.token_stream import KNOWN_PEER, PING, PONG, STRANGER, STRING
 
 #: Of what a call of `wait` holds beside its data: two sequences, and nine tokens.
 OVERHEAD = 2 * KiB + 11 * 64
@@ -71,13 +71,14 @@ class Connection:
             self.object = self.broker.getTrackerForMyReference(id(self.target), self.target).clid
         self._request = 0
         self._waiting = b""
+        self.piece = 16 * KiB
 
-    def feed(self, data: bytes = b"", piece: int = 16 * KiB) -> None:
+    def feed(self, data: bytes = b"") -> None:
         """As TLS would, while it is read; the rest waits until it is fed again."""
         self._waiting += data
         while self._waiting and (self.reading or self.transport.disconnecting):
-            piece_now, self._waiting = self._waiting[:piece], self._waiting[piece:]
-            self.broker.dataReceived(piece_now)
+            piece, self._waiting = self._waiting[:self.piece], self._waiting[self.piece:]
+            self.broker.dataReceived(piece)
 
     def begin(self, size: int, sent: int) -> None:
         """Of a call with `size` bytes, the first `sent`."""
@@ -150,9 +151,10 @@ def logged() -> Iterator[list[str]]:
 def test_calls_arrive_whole_in_any_pieces(piece: int) -> None:
     async def go() -> None:
         connection = World(ConnectionBounds()).connect()
+        connection.piece = piece
         sizes = [0, 1, 5000, 70_000]
         connection.feed(b"".join(
-            call(5 + i, connection.object, b"wait", string(bytes([i]) * size)) for i, size in enumerate(sizes)), piece)
+            call(5 + i, connection.object, b"wait", string(bytes([i]) * size)) for i, size in enumerate(sizes)))
         await settle()
         assert [data for data, _d in connection.target.calls] == [bytes([i]) * s for i, s in enumerate(sizes)]
         assert not connection.dropped
@@ -302,19 +304,55 @@ def test_what_calls_hold_after_their_connection_is_lost_still_counts() -> None:
     run(go)
 
 
-def test_who_does_not_read_answers_is_not_read_and_its_calls_wait() -> None:
+def test_calls_of_who_does_not_read_answers_wait() -> None:
     async def go() -> None:
         connection = World().connect()
         assert connection.transport.producer is not None
         connection.call()
         connection.transport.producer.pauseProducing()
-        assert not connection.reading
+        connection.feed(token(PING, 5))
         await settle()
         assert connection.target.calls == []
+        for _ in range(BOUNDS.calls - 1):
+            assert connection.reading
+            connection.call()
+        assert not connection.reading
         connection.transport.producer.resumeProducing()
         await settle()
-        assert connection.reading
-        assert len(connection.target.calls) == 1
+        assert len(connection.target.calls) == BOUNDS.calls
+        assert connection.transport.value() == b""
+        connection.answer()
+        await settle()
+        connection.feed(token(PING, 5))
+        assert connection.transport.value().endswith(token(PONG, 5))
+
+    run(go)
+
+
+def test_peers_do_not_get_more_by_taking_turns_when_calls_hang() -> None:
+    async def go() -> None:
+        bounds = attrs.evolve(BOUNDS, reserve=100 * KiB, connections=40)
+        world = World(bounds)
+        connections = [world.connect() for _ in range(40)]
+        for connection in connections:
+            connection.piece = KiB
+            connection.call(30 * KiB)
+        for connection in connections:
+            connection.feed()
+        await settle()
+        most = bounds.in_all + bounds.reserve + (bounds.always + KiB) * len(connections)
+        assert bounds.in_all < world.ledger.held < most
+        waiting = [connection for connection in connections if not connection.reading]
+        assert len(waiting) > 20
+        for _round in range(20):
+            for connection in connections:
+                while connection.target.calls:
+                    connection.answer()
+            await settle()
+            for connection in connections:
+                connection.feed()
+        assert all(connection.reading for connection in connections)
+        assert world.ledger.held == 0
 
     run(go)
 
@@ -361,6 +399,13 @@ def test_the_oldest_incomplete_messages_are_read_to_their_end() -> None:
         assert connections[0].reading
 
     run(go)
+
+
+def test_what_connections_may_always_hold_leaves_room_for_whole_messages() -> None:
+    bounds = ConnectionBounds()
+    one_read = 64 * KiB
+    assert (bounds.always + one_read) * bounds.connections + bounds.unhindered * KNOWN_PEER.argument < (
+        bounds.in_all + bounds.reserve)
 
 
 def test_who_does_not_complete_its_message_while_others_wait_has_to_go(logged: list[str]) -> None:

@@ -124,7 +124,7 @@ def test_bounds_of_connections() -> None:
     for number in (KNOWN_PEER.name, KNOWN_PEER.value, KNOWN_PEER.argument, KNOWN_PEER.number, KNOWN_PEER.depth,
                    KNOWN_PEER.children, KNOWN_PEER.message, STRANGER.message, STRANGER.children, STRANGER.depth,
                    TOKEN_CHARGE, OPEN_CHARGE, bounds.in_all, bounds.each, bounds.calls, bounds.always,
-                   bounds.unhindered, int(bounds.patience), bounds.connections, bounds.strangers):
+                   bounds.unhindered, bounds.reserve, int(bounds.patience), bounds.connections, bounds.strangers):
         assert re.search(rf"(?<![\d,]){number:,}(?![\d,]*\d)", text), number
     assert {STRANGER.name, STRANGER.value, STRANGER.argument} == {KNOWN_PEER.name}
     assert KNOWN_PEER.argument == LARGEST_MESSAGE_MAX
