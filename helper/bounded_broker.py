@@ -271,6 +271,7 @@ class BoundedBroker(Broker):  # type: ignore[misc]
             return
         if self.connectionAbandoned or self.disconnected or not chunk:
             return
+        self.dataLastReceivedAt = time.time()  # Foolscap does not see parts of tokens
         try:
             cuts = self._scanner.feed(chunk, KNOWN_PEER if self._is_known() else STRANGER)
         except OverBound as error:

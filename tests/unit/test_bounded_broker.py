@@ -172,6 +172,30 @@ def test_foolscap_buffers_nothing_itself() -> None:
     run(go)
 
 
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_long_message_and_a_pause_of_ours_are_not_silence(paused: bool) -> None:
+    async def go() -> None:
+        connection = World(ConnectionBounds()).connect()
+        broker = connection.broker
+        broker.disconnectTimeout = 100
+        connection.begin(LARGEST_MESSAGE_MAX, 5)
+        broker.dataLastReceivedAt -= 1000
+        if paused:
+            broker.hold_back("a test", True)
+        else:
+            connection.feed(b"more")
+        broker.disconnectTimerFired()
+        assert broker.disconnectTimer is not None, "it would have been disconnected"
+        broker.disconnectTimer.cancel()
+        broker.disconnectTimer = None
+        broker.dataLastReceivedAt -= 1000
+        broker.hold_back("a test", False)
+        broker.disconnectTimerFired()
+        assert broker.disconnected
+
+    run(go)
+
+
 # -- violations ---------------------------------------------------------------------------------------------
 
 
