@@ -30,6 +30,7 @@ from twisted.python.threadpool import ThreadPool
 from twisted.scripts import twistd
 from zope.interface import implementer
 
+from helper.bounded_broker import bound
 from helper.foolscap_edge import AnnouncingHelper, StreamingHelper
 from helper.grid import TahoeGrid
 from helper.ledger import LEDGER_NAME, Ledger, LedgerFile, LedgerUnusable
@@ -103,7 +104,7 @@ class StreamingClient(tahoe_client._Client):  # type: ignore[misc]
 
     def __init__(self, config: Any, main_tub: Any, i2p_provider: Any, tor_provider: Any,
                  introducer_clients: Any, storage_farm_broker: Any) -> None:
-        _quiet(main_tub)
+        bound(_quiet(main_tub))
         make_tub = storage_farm_broker._tub_maker
         storage_farm_broker._tub_maker = lambda overrides: _quiet(make_tub(overrides))
         super().__init__(config, main_tub, i2p_provider, tor_provider, introducer_clients, storage_farm_broker)

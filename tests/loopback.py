@@ -18,6 +18,7 @@ from world import SMALL
 
 from client_shim.helper_edge import HelperLink, connect
 from client_shim.upload import StreamingUpload
+from helper.bounded_broker import ConnectionBounds, bound
 from helper.foolscap_edge import AnnouncingHelper, StreamingHelper
 from helper.parameters import Parameters
 from helper.settings import Settings
@@ -41,9 +42,11 @@ def client_tub(name: str = "client") -> Tub:
 class LoopbackHelper:
     """A context manager. `grid` may be another than ten fake servers."""
 
-    def __init__(self, directory: Path, settings: Settings = SMALL, grid: Any = None) -> None:
+    def __init__(self, directory: Path, settings: Settings = SMALL, grid: Any = None,
+                 bounds: ConnectionBounds | None = None) -> None:
         self.directory = directory
         self.settings = settings
+        self.bounds = bounds
         self.grid = grid or FakeGrid(reactor, 10)
 
     def __enter__(self) -> Self:
@@ -62,6 +65,7 @@ class LoopbackHelper:
         self.tub = reactor_loop.listening_tub("helper")
         self.tub.setOption("logLocalFailures", False)
         self.tub.setOption("logRemoteFailures", False)
+        self.ledger = bound(self.tub, self.bounds)
         self.stock = AnnouncingHelper(str(self.directory / "stock"), None, None, None, None)
         self.streaming_furl = self.register(StreamingHelper(self.uploads))
         self.stock.announce(self.streaming_furl, self.settings.largest_message)

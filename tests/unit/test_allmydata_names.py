@@ -30,6 +30,9 @@ from allmydata.storage.immutable_schema import NEWEST_SCHEMA_VERSION
 from allmydata.storage.lease import LeaseInfo
 from allmydata.storage.server import StorageServer
 from allmydata.storage_client import NativeStorageServer, StorageFarmBroker
+from foolscap.broker import Broker
+from foolscap.negotiate import Negotiation
+from foolscap.pb import Listener, Tub
 from twisted.application.service import IServiceCollection
 
 ROOT = Path(__file__).parents[2]
@@ -96,19 +99,35 @@ FOOLSCAP = {
     "foolscap.api.Tub",
     "foolscap.api.TupleOf",
     "foolscap.api.Violation",
+    "foolscap.broker.Broker",
+    "foolscap.broker.LoopbackTransport",
+    "foolscap.eventual.eventually",
     "foolscap.furl.BadFURLError",
+    "foolscap.negotiate.Negotiation",
     "foolscap.schema.ChoiceOf",
     "foolscap.tokens.BananaError",
     "foolscap.tokens.NegotiationError",
 }
 #: Private names that are not ours: attributes, and keyword arguments.
-PRIVATE = {"_Client", "_SHA256d_Hasher", "_bucket_writers", "_client_factory", "_secret_holder", "_tub_maker"}
+PRIVATE = {"_Client", "_SHA256d_Hasher", "_bucket_writers", "_client_factory", "_negotiationClass", "_secret_holder",
+           "_tub_maker"}
 
 #: Attributes that a class of ours takes from the stock class it extends, or replaces.
 INHERITED = {
     (_Client, "helper/service.py"): {
         "_secret_holder", "config", "helper", "history", "init_helper", "stats_provider", "storage_broker", "tub"},
     (Helper, "helper/foolscap_edge.py"): {"VERSION"},
+}
+#: The same of Foolscap's connections. `_negotiationClass` of its listeners is assigned as well.
+CONNECTIONS = {
+    Broker: {
+        "_callFinished", "callFailed", "connectionAbandoned", "connectionLost", "connectionMade", "dataLastReceivedAt",
+        "dataReceived", "disconnectTimerFired", "disconnected", "doNextCall", "finish", "getTrackerForMyReference",
+        "getTrackerForYourReference", "handleError", "inboundDeliveryQueue", "myReferenceByCLID", "remote_tubref",
+        "reportReceiveError", "scheduleCall", "sendFailed", "sendPONG", "shutdown", "transport", "waitingForAnswers",
+        "yourReferenceByCLID"},
+    Negotiation: {"brokerClass", "buffer", "connectionLost", "connectionMade", "dataReceived", "switchToBanana",
+                  "transport"},
 }
 #: What is used of objects that the node hands us: (class, source, expression there) to names.
 OBJECTS = {
@@ -276,6 +295,26 @@ def test_what_our_classes_inherit() -> None:
     assert found == INHERITED
 
 
+def test_what_our_connections_inherit() -> None:
+    source = next(s for s in SOURCES if s.path == "helper/bounded_broker.py")
+    found: dict[Any, set[str]] = {}
+    for node in source.nodes():
+        if isinstance(node, ast.ClassDef):
+            for base in CONNECTIONS:
+                if ast.unparse(node.bases[0] if node.bases else node) == base.__name__:
+                    used, defined = attributes_of_self(node)
+                    theirs = {name for name in defined if provides(base, name)} - {"__init__"}
+                    found[base] = used - defined | theirs
+    assert found == CONNECTIONS
+
+
+def test_how_a_tub_chooses_its_connections() -> None:
+    assert provides(Tub, "brokerClass")
+    assert provides(Listener, "_negotiationClass")
+    assert "self._negotiationClass(" in inspect.getsource(Listener.buildProtocol)
+    assert "self.brokerClass(" in inspect.getsource(Negotiation.switchToBanana)
+
+
 def test_what_is_used_of_the_nodes_objects() -> None:
     wanted = {(path, expression) for _cls, path, expression in OBJECTS}
     found: dict[tuple[str, str], set[str]] = {}
@@ -320,7 +359,7 @@ def provides(cls: type, name: str) -> bool:
     """Whether instances have that attribute: of the class, or assigned in a method or declared as a field."""
     if hasattr(cls, name) or name in {a.name for a in getattr(cls, "__attrs_attrs__", ())}:
         return True
-    bases = [base for base in cls.__mro__ if base.__module__.startswith("allmydata.")]
+    bases = [base for base in cls.__mro__ if base.__module__.startswith(("allmydata.", "foolscap."))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about their sources' escape sequences
         trees = [ast.parse(textwrap.dedent(inspect.getsource(base))) for base in bases]

@@ -20,9 +20,11 @@ from allmydata.util import base32
 from fakes import FakeGrid, Fault
 from foolscap.api import DeadReferenceError, RemoteException
 from foolscap.logging import log as foolscap_log
+from foolscap_tokens import begun_call, call, call_head, end_of_call, string, token
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loopback import LoopbackHelper
+from loopback import LoopbackHelper, client_tub
+from threat_helper import RawPeer
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import ILogObserver, LogEvent, Logger, eventAsText, formatEvent, globalLogPublisher
@@ -258,6 +260,39 @@ def test_calls_that_foolscap_refuses_tell_no_secrets(helper: LoopbackHelper, che
                 everything.add(str(caught.value) + repr(caught.value.fields()))
     furls = {"furl": helper.furl.rsplit("/", 1)[1].encode(), "ours": helper.streaming_furl.rsplit("/", 1)[1].encode()}
     assert not found(everything.text, {**with_halves({"key": KEY, "marker": MARKER}), **furls})
+
+
+#: What Foolscap would log, or answer, with what came.
+OUTSIDE: dict[str, bytes] = {
+    "header": bytes(65) + KEY + MARKER * 10,
+    "header in a call": call_head(5, 1, MARKER) + bytes(80) + KEY + MARKER,
+    "type": token(0x88) + string(MARKER * 5),
+    "at the top": string(MARKER + KEY),
+    "error": token(0x8D, len(MARKER), MARKER),
+    "long error": token(0x8D, 10_000, MARKER * 600),
+    "method": call(5, 1, MARKER + KEY, string(KEY)),
+    "long method": call_head(5, 1, MARKER * 1000),
+    "no such object": call(5, 77, MARKER, string(KEY)),
+    "not UTF-8": call(5, 1, b"\xff" + MARKER, string(KEY)),
+    "argument": begun_call(5, 1, b"status", string(MARKER), string(KEY), count=0) + end_of_call(5),
+    "furl name": call(5, 0, b"getReferenceByName", string(MARKER)),
+}
+
+
+@pytest.mark.parametrize("outside", OUTSIDE)
+def test_s9_what_is_outside_of_the_protocol_is_not_logged(helper: LoopbackHelper, outside: str) -> None:
+    async def go() -> None:
+        peer = await RawPeer.connect(helper.furl)
+        await peer.reference(helper.streaming_furl)
+        peer.write(OUTSIDE[outside])
+        tub = client_tub("another client")
+        await (await tub.getReference(helper.furl)).callRemote("get_version")
+        await tub.stopService()
+        await peer.close()
+
+    with Everything() as everything:
+        helper.run(go)
+    assert not found(everything.text, with_halves({"key": KEY, "marker": MARKER}))
 
 
 def test_uploads_over_broken_connections_tell_no_secrets(helper: LoopbackHelper) -> None:

@@ -12,13 +12,16 @@ from staging_node import Node
 from client_shim.cipher import Encryptor
 from client_shim.verify import cap_of
 from helper import staging_errors
+from helper.bounded_broker import ConnectionBounds
 from helper.encoder import Encoder
 from helper.errors import BY_CODE
+from helper.interfaces import LARGEST_MESSAGE_MAX
 from helper.parameters import Parameters
 from helper.session import TRANSITIONS, State
 from helper.spool import Spool
 from helper.staged_share import Outcome
 from helper.staging_records import StagedState
+from helper.token_stream import KNOWN_PEER, OPEN_CHARGE, STRANGER, TOKEN_CHARGE
 from helper.uploads import hashed_name
 
 ROOT = Path(__file__).parents[2]
@@ -129,3 +132,15 @@ def test_cited_sections_exist() -> None:
     missing = {number: where for number, where in cited.items() if number not in headings}
     assert not missing
     assert len(cited) > 10
+
+
+def test_bounds_of_connections() -> None:
+    text = section(10).partition("§10.5")[2].partition("§10.6")[0]
+    bounds = ConnectionBounds()
+    for number in (KNOWN_PEER.name, KNOWN_PEER.value, KNOWN_PEER.argument, KNOWN_PEER.number, KNOWN_PEER.depth,
+                   KNOWN_PEER.children, KNOWN_PEER.message, STRANGER.message, STRANGER.children, STRANGER.depth,
+                   TOKEN_CHARGE, OPEN_CHARGE, bounds.in_all, bounds.each, bounds.calls, bounds.always,
+                   bounds.unhindered, bounds.reserve, int(bounds.patience), bounds.connections, bounds.strangers):
+        assert re.search(rf"(?<![\d,]){number:,}(?![\d,]*\d)", text), number
+    assert {STRANGER.name, STRANGER.value, STRANGER.argument} == {KNOWN_PEER.name}
+    assert KNOWN_PEER.argument == LARGEST_MESSAGE_MAX
