@@ -23,6 +23,7 @@ from allmydata.client import SecretHolder, _Client
 from allmydata.immutable.layout import ReadBucketProxy
 from allmydata.immutable.offloaded import Helper
 from allmydata.interfaces import RIBucketWriter, RIStorageServer
+from allmydata.introducer.client import IntroducerClient
 from allmydata.node import _Config
 from allmydata.storage.server import StorageServer
 from allmydata.storage_client import NativeStorageServer, StorageFarmBroker
@@ -52,6 +53,7 @@ FORMATS = {
     "allmydata.util.hashutil.file_cancel_secret_hash",
     "allmydata.util.hashutil.file_renewal_secret_hash",
     "allmydata.util.hashutil.storage_index_hash",
+    "allmydata.util.hashutil.tagged_pair_hash",
     "allmydata.util.hashutil.uri_extension_hash",
     "allmydata.util.time_format.parse_duration",
 }
@@ -102,18 +104,23 @@ PRIVATE = {"_Client", "_SHA256d_Hasher", "_client_factory", "_secret_holder", "_
 #: Attributes that a class of ours takes from the stock class it extends, or replaces.
 INHERITED = {
     (_Client, "helper/service.py"): {
-        "_secret_holder", "config", "helper", "history", "init_helper", "stats_provider", "storage_broker", "tub"},
+        "_secret_holder", "config", "helper", "history", "init_helper", "introducer_clients", "stats_provider",
+        "storage_broker", "tub"},
     (Helper, "helper/foolscap_edge.py"): {"VERSION"},
 }
 #: What is used of objects that the node hands us: (class, source, expression there) to names.
 OBJECTS = {
     (StorageFarmBroker, "helper/service.py", "storage_farm_broker"): {"_tub_maker"},
-    (StorageFarmBroker, "helper/grid.py", "self._broker"): {"get_servers_for_psi"},
+    (StorageFarmBroker, "helper/grid.py", "self._broker"): {"get_known_servers", "get_servers_for_psi"},
+    (IntroducerClient, "helper/grid.py", "introducer"): {"subscribe_to"},
     (SecretHolder, "helper/grid.py", "self._secrets"): {"get_cancel_secret", "get_renewal_secret"},
     (NativeStorageServer, "helper/grid.py", "native"): {
-        "get_available_space", "get_rref", "get_storage_server"},
+        "get_available_space", "get_rref", "get_storage_server", "on_status_changed"},
     (NativeStorageServer, "helper/stock.py", "self.native"): {
-        "get_lease_seed", "get_name", "get_rref", "get_serverid"},
+        "get_lease_seed", "get_permutation_seed", "get_rref", "get_serverid"},
+    (NativeStorageServer, "helper/stock.py", "native"): {"get_name"},
+    (NativeStorageServer, "helper/staging_client.py", "stock.native"): {"get_lease_seed"},
+    (NativeStorageServer, "helper/staging_links.py", "native"): {"get_announcement", "get_serverid"},
     (StorageServer, "helper/staging.py", "self._stock"): {
         "allocated_size", "get_available_space", "incomingdir", "my_nodeid", "readonly_storage", "sharedir"},
     (StorageServer, "helper/staging.py", "stock"): {"storedir"},
@@ -124,8 +131,8 @@ OBJECTS = {
 }
 #: Remote methods called in stock.py, by the expression they are called on, and how many arguments they get.
 REMOTE = {
-    (RIStorageServer, "self.native.get_rref()"): {"get_version": 0},
-    (RIStorageServer, "rref"): {"allocate_buckets": 6, "get_buckets": 1},
+    (RIStorageServer, "self.native.get_rref()"): {"get_version": 0, "get_buckets": 1},
+    (RIStorageServer, "rref"): {"allocate_buckets": 6},
     (RIBucketWriter, "self.writer"): {"abort": 0, "close": 0, "write": 2},
 }
 
@@ -359,6 +366,9 @@ def test_remote_method(interface: Any, method: str, count: int) -> None:
     (Helper.__init__, ["self", "basedir", "storage_broker", "secret_holder", "stats_provider", "history"]),
     (_Client.init_helper, ["self"]),
     (StorageFarmBroker.get_servers_for_psi, ["self", "peer_selection_index", "for_upload"]),
+    (StorageFarmBroker.get_known_servers, ["self"]),
+    (NativeStorageServer.on_status_changed, ["self", "status_changed"]),
+    (IntroducerClient.subscribe_to, ["self", "service_name", "callback"]),
     (ReadBucketProxy.__init__, ["self", "rref", "server", "storage_index"]),
     (ReadBucketProxy.get_block_data, ["self", "blocknum", "blocksize", "thisblocksize"]),
     (resolve("allmydata.util.pid.check_pid_process"), ["pidfile"]),
