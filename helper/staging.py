@@ -1,39 +1,50 @@
-"""The rules of staging on a storage node: what is accepted, how it becomes an ordinary share, what is swept.
+"""The rules of staging on a storage node: what is accepted, what becomes an ordinary share, what is swept.
 
-protocol.txt part 2. Beside the node's stock StorageServer, never instead of it: `assign` hands a finished
-file over by link(2), in one turn of the reactor, so that the stock server never sees half of it.
+protocol.txt part 2. Beside the node's stock StorageServer, never instead of it.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from base64 import b32encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
-from allmydata.storage.common import storage_index_to_dir
 from allmydata.storage.lease import LeaseInfo
 from allmydata.storage.server import DEFAULT_RENEWAL_TIME
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from helper import staging_errors as errors
 from helper.layout import DATA_OFFSET
-from helper.spool import RunInThread, fsync_directory
-from helper.staged_share import StagedShare
+from helper.one_staging import Staging
+from helper.spool import RunInThread
+from helper.staged_share import CONTAINER_HEADER, SETTLED, Means, Outcome, StagedShare
+from helper.staging_disk import Disk
+from helper.staging_errors import disk_errors
 from helper.staging_interfaces import LARGEST_WRITE, SHARES_MAX, STAGING_NAME_SIZE
-from helper.staging_records import StagedRecord, StagedState, StagingRecords
+from helper.staging_publisher import Publisher
+from helper.staging_records import (
+    Commits,
+    StagedRecord,
+    StagedState,
+    StagingRecords,
+    add,
+    remove,
+    touch,
+    update,
+)
 
 GiB = 1024**3
 STORAGE_INDEX_SIZE = 16
 SECRET_SIZE = 32
 
-#: Space kept free for the trailers, headers and leases of shares already staged; bytes a share.
+#: Kept free by writes and counted for every new share, so that shares can still be prepared; bytes.
 SPARE_PER_SHARE = 64 * 1024
 
 
@@ -62,280 +73,355 @@ class Held:
 class StagingServer:
     """Staged shares of one node. `stock` is its allmydata StorageServer.
 
-    Methods raise a StagingError for what is refused; a refused call changes nothing.
+    Methods raise a StagingError for what is refused; a refused call changes nothing (after WriteFailed: ask `held`).
     """
 
     log = Logger()
 
-    def __init__(self, stock: Any, limits: StagingLimits, clock: IReactorTime, run_in_thread: RunInThread) -> None:
+    def __init__(self, stock: Any, limits: StagingLimits, clock: IReactorTime, run_in_thread: RunInThread,
+                 disk: Disk | None = None) -> None:
         self._stock = stock
         self._limits = limits
         self._clock = clock
         self._run_in_thread = run_in_thread
+        self._means = Means(disk or Disk(), run_in_thread, self._commit)
+        self._publisher = Publisher(stock, self._means)
         self._directory = Path(stock.storedir) / "staging"
-        self._records: StagingRecords | None = None
-        self._stagings: dict[str, dict[int, StagedShare]] = {}
-        self._touched: dict[str, float] = {}
-        self._recorded_touch: dict[str, float] = {}
+        self._records = StagingRecords(self._directory / "staging.sqlite")
+        self._commits: Commits | None = None
+        self._stagings: dict[str, Staging] = {}
+        #: Bytes admitted that the file system may not have taken yet.
+        self._being_written = 0
         self._sweeper = LoopingCall(self._sweep)
         self._sweeper.clock = clock
-        self.counters = {"staged": 0, "assigned": 0, "already_there": 0, "aborted": 0, "expired": 0,
-                         "bytes_written": 0}
+        self._counters = {"staged": 0, "aborted": 0, "expired": 0, "bytes_written": 0, "write_failed": 0,
+                          "assigned": 0, "already_there": 0, "busy": 0, "failed": 0}
 
     # -- life --------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Read the records of an earlier run, complete what it had decided, sweep what is no use. Blocks."""
-        self._directory.mkdir(mode=0o700, exist_ok=True)
-        self._records = StagingRecords(self._directory / "staging.sqlite")
+        if not self._directory.exists():
+            self._means.disk.make_directory(self._directory, 0o700)
+            self._means.disk.fsync_directory(self._directory.parent)
+        self._records.open()
+        self._commits = Commits(self._records, self._run_in_thread)
         for record in self._records.all():
-            share = self._share(record)
-            if not share.path.exists():
-                self._table.remove(record.name, [record.shnum])
-                if record.state is StagedState.ASSIGNING:  # it was linked, and its staged name is gone
-                    self.counters["assigned"] += 1
-                continue
-            self._stagings.setdefault(record.name, {})[record.shnum] = share
-            self._touched[record.name] = max(record.touched, self._touched.get(record.name, 0.0))
-            if record.state is StagedState.ASSIGNING and record.storage_index is not None:
-                self._publish(share, record.storage_index)
-                self._table.remove(record.name, [record.shnum])
-                self._forget(share)
+            self._recover(record)
         self._remove_strangers()
         self._sweeper.start(self._limits.sweep_interval, now=True)
 
     def stop(self) -> None:
-        """The node stops."""
+        """The node stops. What is under way goes no further."""
         if self._sweeper.running:
             self._sweeper.stop()
-        if self._records is not None:
+        if self._commits is not None:
+            self._commits = None
             self._records.close()
-            self._records = None
 
-    @property
-    def _table(self) -> StagingRecords:
-        if self._records is None:
-            raise errors.Stopping
-        return self._records
+    def statistics(self) -> dict[str, int]:
+        """What happened since the start, and what is there now (`…_now`)."""
+        shares = [share for staging in self._stagings.values() for share in staging.live()]
+        return {**self._counters, "stagings_now": len(self._stagings), "staged_now": len(shares),
+                "staged_bytes_now": sum(share.length for share in shares)}
 
-    def _share(self, record: StagedRecord) -> StagedShare:
-        path = self._directory / record.name / str(record.shnum)
+    def _recover(self, record: StagedRecord) -> None:
+        share = self._share(record)
+        forget = [remove(record.name, record.shnum)]
+        if not share.path.exists():
+            # Removed, or published: a share being assigned loses its staged name last.
+            self._counters["assigned"] += record.state is StagedState.ASSIGNING
+            self._records.apply(forget)
+            return
+        held = share.path.stat().st_size - CONTAINER_HEADER
+        if share.synced > max(held, DATA_OFFSET):
+            self.log.error("a staged share has {held} bytes, {synced} were synced: removed",
+                           held=held, synced=share.synced)
+            self._records.apply(forget)
+            return
+        if record.state is StagedState.ASSIGNING:
+            outcome = self._complete(share, record.storage_index)
+            self._count([outcome])
+            if outcome in SETTLED:
+                self._records.apply(forget)
+                return
+            share.end_assignment(outcome)
+            self._records.apply([update(share.record())])
+        staging = self._stagings.setdefault(record.name, self._new(record.name, record.touched))
+        staging.touched = max(staging.touched, record.touched)
+        staging.shares[record.shnum] = share
 
-        def synced(length: int) -> None:
-            self._run_in_thread(self._table.set_synced, record.name, record.shnum, length).addErrback(self._failed)
+    def _complete(self, share: StagedShare, storage_index: bytes | None) -> Outcome:
+        """An assignment that a kill has cut."""
+        if storage_index is None or len(storage_index) != STORAGE_INDEX_SIZE:
+            return Outcome.FAILED
+        outcome = self._publisher.place(share, storage_index)
+        if outcome in SETTLED:
+            try:
+                self._publisher.settle([share], storage_index)
+            except OSError:
+                self.log.failure("a decided share could not be published")
+                return self._publisher.take_back(share, storage_index)
+        return outcome
 
-        return StagedShare(path, record, self._run_in_thread, synced)
-
-    def _failed(self, failure: Any) -> None:
-        self.log.failure("staging records could not be written", failure)
+    def _remove_strangers(self) -> None:
+        """Files without a record: made, but never acknowledged; or published, and their staged name came back."""
+        known = {share.path for staging in self._stagings.values() for share in staging.live()}
+        for directory in self._directory.iterdir():
+            if re.fullmatch(r"[a-z2-7]{52}", directory.name):
+                for path in {*directory.iterdir()} - known:
+                    self._means.disk.unlink(path)
+                self._remove_directory(directory)
 
     # -- protocol.txt §16 -----------------------------------------------------------------------------------------
 
     def get_version(self) -> dict[str, int]:
-        space = self._stock.get_available_space()
-        return {"available-space": 2**63 if space is None else space, "largest-write": LARGEST_WRITE,
-                "bytes-per-staging": self._limits.bytes_per_staging}
+        space = self._space()
+        return {"available-space": 2**63 if space is None else max(0, space - SPARE_PER_SHARE),
+                "largest-write": LARGEST_WRITE, "bytes-per-staging": self._limits.bytes_per_staging}
 
-    async def stage(self, name: bytes, shnums: Sequence[int]) -> list[Held]:
+    async def stage(self, name: bytes, shnums: Sequence[int], size: int) -> list[Held]:
         key = _key(name)
-        for shnum in shnums:
-            if not 0 <= shnum < SHARES_MAX:
-                raise errors.BadArgument("shnums", f"numbers from 0 to {SHARES_MAX - 1}", str(shnum))
-        if key not in self._stagings and len(self._stagings) >= self._limits.stagings:
-            raise errors.TooManyStagings(self._limits.stagings)
-        self._check_space(len(shnums) * SPARE_PER_SHARE)
-        shares = self._stagings.setdefault(key, {})
-        now = self._clock.seconds()
-        records = [StagedRecord(key, shnum, StagedState.GROWING, DATA_OFFSET, None, None, now)
-                   for shnum in sorted({*shnums} - {*shares})]
-        new = [self._share(record) for record in records]
-        shares.update({share.shnum: share for share in new})
-        self._touched[key] = now
-        await self._run_in_thread(self._create, key, new, records)
-        self.counters["staged"] += len(new)
-        return self._held(key)
-
-    def _create(self, key: str, shares: list[StagedShare], records: list[StagedRecord]) -> None:
-        directory = self._directory / key
-        if shares and not directory.exists():
-            directory.mkdir(mode=0o700)
-            fsync_directory(self._directory)
-        for share in shares:
-            share.create()
-        if records:
-            self._table.put(*records)
+        _check_shnums(shnums)
+        if size < 0:
+            raise errors.BadArgument("size", "bytes of share data, or 0 if unknown", str(size))
+        self._check_running()
+        if key not in self._stagings:
+            if len(self._stagings) >= self._limits.stagings:
+                raise errors.TooManyStagings(self._limits.stagings)
+            self._stagings[key] = self._new(key, self._clock.seconds())
+        staging = self._stagings[key]
+        with self._using(staging):
+            async with staging.structure:
+                new = sorted({*shnums} - {*staging.shares})
+                if new:
+                    self._check_room(staging, len(new) * size, len(new) * (size + SPARE_PER_SHARE), 0)
+                    await self._create(staging, new)
+                    self._counters["staged"] += len(new)
+                return _held(staging)
 
     async def write(self, name: bytes, shnum: int, offset: int, data: bytes) -> dict[str, int]:
-        share = self._find(name, shnum)
-        if share.state is not StagedState.GROWING:
-            raise errors.AlreadyPrepared(share.state.value)
-        end = offset + len(data)
-        # The header stands before the data and is written last; everything else grows without gaps.
-        in_header = offset >= 0 and end <= DATA_OFFSET
-        if not in_header and not DATA_OFFSET <= offset <= share.length:
-            raise errors.OffsetGap(share.length, offset)
-        used = sum(s.length for s in self._stagings[share.name].values())
-        grows = max(0, end - share.length)
-        if used + grows > self._limits.bytes_per_staging:
-            raise errors.StagingFull(self._limits.bytes_per_staging, used + grows)
-        self._check_space(grows)
-        self._touch(share.name)
-        try:
-            length = await share.write(offset, data)
-        except OSError as e:
-            raise errors.WriteFailed(os.strerror(e.errno) if e.errno else type(e).__name__) from e
-        self.counters["bytes_written"] += len(data)
-        return {"length": length, "synced": share.synced}
+        staging = self._find(name)
+        share = staging.find(shnum)
+        with self._using(staging), self._counted_failures():
+            length = await share.write(offset, data, lambda grows: self._admit(staging, grows, grows, SPARE_PER_SHARE))
+            self._counters["bytes_written"] += len(data)
+            return {"length": length, "synced": share.synced}
 
     async def held(self, name: bytes) -> list[Held]:
-        key = _key(name)
-        if key not in self._stagings:
-            raise errors.UnknownStaging
-        self._touch(key)
-        return self._held(key)
+        staging = self._find(name)
+        with self._using(staging):
+            return _held(staging)
 
     async def prepare(self, name: bytes, shnum: int, size: int, renew_secret: bytes, cancel_secret: bytes) -> None:
-        share = self._find(name, shnum)
+        staging = self._find(name)
+        share = staging.find(shnum)
         for field, secret in (("renew_secret", renew_secret), ("cancel_secret", cancel_secret)):
             if len(secret) != SECRET_SIZE:
                 raise errors.BadArgument(field, f"{SECRET_SIZE} bytes", f"{len(secret)} bytes")
-        if not DATA_OFFSET < size <= share.length or (share.size is not None and size != share.size):
-            raise errors.WrongSize(share.length if share.size is None else share.size, size)
-        if share.state is StagedState.ASSIGNING:
-            raise errors.AlreadyPrepared(share.state.value)
         expires = int(self._clock.seconds()) + DEFAULT_RENEWAL_TIME
         lease = LeaseInfo(0, renew_secret, cancel_secret, expires, self._stock.my_nodeid)
-        self._touch(share.name)
-        try:
-            await share.prepare(size, lease)
-        except OSError as e:
-            raise errors.WriteFailed(os.strerror(e.errno) if e.errno else type(e).__name__) from e
-        await self._run_in_thread(self._table.put, self._record(share, None))
+        with self._using(staging), self._counted_failures():
+            # may use what writes have kept free
+            await share.prepare(size, lease, lambda overhead: self._admit(staging, 0, overhead, 0))
 
-    async def assign(self, name: bytes, storage_index: bytes) -> dict[int, str]:
-        """{share number: outcome}; outcomes: protocol.txt §16.6. Shares that are not prepared stay as they are."""
+    async def assign(self, name: bytes, storage_index: bytes, shnums: Sequence[int]) -> dict[int, Outcome]:
+        """{share number: outcome} of the shares named; of all that are prepared, if none are."""
         if len(storage_index) != STORAGE_INDEX_SIZE:
             raise errors.BadArgument("storage_index", f"{STORAGE_INDEX_SIZE} bytes", f"{len(storage_index)} bytes")
-        key = _key(name)
-        shares = [s for s in self._stagings.get(key, {}).values() if s.state is not StagedState.GROWING]
-        if key not in self._stagings:
-            raise errors.UnknownStaging
-        if shares:
-            await self._run_in_thread(self._table.put, *(
-                attrs.evolve(self._record(share, storage_index), state=StagedState.ASSIGNING) for share in shares))
-        outcomes: dict[int, str] = {}
-        for share in shares:  # one turn of the reactor: no stock call comes between
-            outcomes[share.shnum] = self._publish(share, storage_index)
-        gone = [share for share in shares if outcomes[share.shnum] != "busy"]
-        await self._run_in_thread(self._table.remove, key, [share.shnum for share in gone])
-        back = [share for share in shares if outcomes[share.shnum] == "busy"]
-        if back:
-            await self._run_in_thread(self._table.put, *(self._record(share, None) for share in back))
-        for share in gone:
-            self._forget(share)
+        _check_shnums(shnums)
+        staging = self._find(name)
+        live = {share.shnum: share for share in staging.live()}
+        wanted = {*shnums} or {n for n, share in live.items() if share.state is not StagedState.GROWING}
+        assigning = [live[n] for n in wanted & {*live} if live[n].state is StagedState.ASSIGNING]
+        if any(share.storage_index != storage_index for share in assigning):
+            raise errors.StorageIndexConflict
+        outcomes = {n: Outcome.NOT_PREPARED if n in live else Outcome.UNKNOWN for n in wanted}
+        others = [(share.shnum, share.assignment()) for share in assigning]
+        mine = [live[n] for n in sorted(wanted & {*live}) if live[n].state is StagedState.PREPARED]
+        with self._using(staging):
+            if mine:
+                outcomes |= await self._publish(staging, mine, storage_index)
+            for shnum, outcome in others:
+                outcomes[shnum] = await outcome
         return outcomes
 
     async def abort(self, name: bytes, shnums: Sequence[int]) -> None:
         """Remove shares (all of the staging, if none are named). No error if there are none."""
         key = _key(name)
-        shares = self._stagings.get(key, {})
-        await self._remove([shares[n] for n in (shnums or list(shares)) if n in shares])
-        self.counters["aborted"] += 1
+        _check_shnums(shnums)
+        self._check_running()
+        staging = self._stagings.get(key)
+        if staging is None:
+            return
+        with self._using(staging), disk_errors():
+            async with staging.structure:
+                self._counters["aborted"] += await self._remove(
+                    staging, [share for share in staging.live() if not shnums or share.shnum in shnums])
 
-    # -- publishing ------------------------------------------------------------------------------------------------
+    # -- shares come and go ------------------------------------------------------------------------------------------
 
-    def _publish(self, share: StagedShare, storage_index: bytes) -> str:
-        """Give the file its place among the node's shares. Blocks, for a link and a few syncs."""
-        sub = storage_index_to_dir(storage_index)
-        final = Path(self._stock.sharedir) / sub / str(share.shnum)
-        if final.exists():
-            if final.samefile(share.path):  # an earlier try got so far
-                share.path.unlink()
-                return "assigned"
-            share.path.unlink()
-            self.counters["already_there"] += 1
-            return "already-there"
-        if (Path(self._stock.incomingdir) / sub / str(share.shnum)).exists():
-            return "busy"
-        final.parent.mkdir(parents=True, exist_ok=True)
-        os.link(share.path, final)
-        for directory in (final.parent, final.parent.parent, final.parent.parent.parent):
-            fsync_directory(directory)
-        share.path.unlink()
-        self.counters["assigned"] += 1
-        return "assigned"
+    async def _create(self, staging: Staging, shnums: list[int]) -> None:
+        records = [StagedRecord(staging.name, shnum, StagedState.GROWING, DATA_OFFSET, None, None, staging.touched)
+                   for shnum in shnums]
+        shares = [self._share(record) for record in records]
+        with self._counted_failures():
+            await self._run_in_thread(self._create_files, staging.directory, shares)
+            await self._commit(*(add(record) for record in records))
+        # Files of a failure are strangers: in nobody's way, and removed at the next start.
+        staging.shares.update({share.shnum: share for share in shares})
 
-    # -- sweeping --------------------------------------------------------------------------------------------------
-
-    def _sweep(self) -> Deferred[Any] | None:
-        oldest = self._clock.seconds() - self._limits.expiry
-        expired = [key for key, touched in self._touched.items() if touched < oldest and key in self._stagings]
-        if not expired:
-            return None
-        self.counters["expired"] += len(expired)
-        self.log.info("{count} stagings have expired", count=len(expired))
-        shares = [share for key in expired for share in self._stagings[key].values()]
-        return Deferred.fromCoroutine(self._remove(shares)).addErrback(self._failed)
-
-    async def _remove(self, shares: list[StagedShare]) -> None:
-        removals = [Deferred.fromCoroutine(share.remove()) for share in shares]
-        await DeferredList(removals, fireOnOneErrback=True, consumeErrors=True)
+    def _create_files(self, directory: Path, shares: list[StagedShare]) -> None:
+        if not directory.exists():
+            self._means.disk.make_directory(directory, 0o700)
+            self._means.disk.fsync_directory(self._directory)
         for share in shares:
-            await self._run_in_thread(self._table.remove, share.name, [share.shnum])
-            self._forget(share)
+            share.create()
+        self._means.disk.fsync_directory(directory)
 
-    def _forget(self, share: StagedShare) -> None:
-        shares = self._stagings.get(share.name, {})
-        shares.pop(share.shnum, None)
-        if not shares:
-            self._stagings.pop(share.name, None)
-            self._touched.pop(share.name, None)
-            self._recorded_touch.pop(share.name, None)
-            directory = self._directory / share.name
-            if directory.exists() and not any(directory.iterdir()):
-                directory.rmdir()
+    async def _publish(self, staging: Staging, shares: list[StagedShare], storage_index: bytes) -> dict[int, Outcome]:
+        outcomes: dict[int, Outcome] = {}
+        try:
+            outcomes = await self._publisher.publish(shares, storage_index)
+        finally:
+            for share in shares:
+                if outcomes.get(share.shnum) in SETTLED:
+                    del staging.shares[share.shnum]
+            for share in shares:
+                share.end_assignment(outcomes.get(share.shnum, Outcome.FAILED))
+        self._count(outcomes.values())
+        return outcomes
 
-    def _remove_strangers(self) -> None:
-        """Files without a record: made, but never acknowledged."""
-        for path in _files_below(self._directory):
-            shares = self._stagings.get(path.parent.name, {})
-            if not (path.name.isdigit() and int(path.name) in shares):
-                path.unlink()
-        for directory in self._directory.iterdir():
-            if directory.is_dir() and not any(directory.iterdir()):
-                directory.rmdir()
+    async def _remove(self, staging: Staging, shares: list[StagedShare]) -> int:
+        """How many were removed; those that are being assigned may be published instead. Holds `structure`."""
+        removed = await gatherResults(
+            [Deferred.fromCoroutine(self._remove_file(staging, share)) for share in shares], consumeErrors=True)
+        gone = [share for share, is_removed in zip(shares, removed, strict=True) if is_removed]
+        for share in gone:
+            del staging.shares[share.shnum]
+        await self._commit(*(remove(share.name, share.shnum) for share in gone))
+        return len(gone)
+
+    async def _remove_file(self, staging: Staging, share: StagedShare) -> bool:
+        while share.state is StagedState.ASSIGNING:
+            if await share.assignment() in SETTLED:
+                return False
+        try:
+            await share.remove()
+        except OSError:  # without its record it is a stranger
+            self.log.failure("a staged share could not be removed")
+        return True
+
+    def _sweep(self) -> Deferred[Any]:
+        oldest = self._clock.seconds() - self._limits.expiry
+        expired = [s for s in self._stagings.values() if s.touched < oldest and not s.users]
+        if expired:
+            self.log.info("{count} stagings have expired", count=len(expired))
+        return gatherResults([
+            Deferred.fromCoroutine(self._expire(staging)).addErrback(self._failed) for staging in expired])
+
+    async def _expire(self, staging: Staging) -> None:
+        with self._using(staging, touches=False):
+            async with staging.structure:
+                self._counters["expired"] += 1
+                await self._remove(staging, staging.live())
 
     # -- what all need -----------------------------------------------------------------------------------------------
 
-    def _find(self, name: bytes, shnum: int) -> StagedShare:
-        share = self._stagings.get(_key(name), {}).get(shnum)
-        if share is None or share.removed:
+    def _new(self, name: str, touched: float) -> Staging:
+        return Staging(name, self._directory / name, touched, recorded_touch=touched)
+
+    def _share(self, record: StagedRecord) -> StagedShare:
+        return StagedShare(self._directory / record.name / str(record.shnum), record, self._means)
+
+    def _check_running(self) -> Commits:
+        if self._commits is None:
+            raise errors.Stopping
+        return self._commits
+
+    def _commit(self, *changes: Any) -> Deferred[None]:
+        return self._check_running().commit(*changes)
+
+    def _find(self, name: bytes) -> Staging:
+        staging = self._stagings.get(_key(name))
+        self._check_running()
+        if staging is None or not staging.live():
             raise errors.UnknownStaging
-        return share
+        return staging
 
-    def _held(self, key: str) -> list[Held]:
-        return [Held(s.shnum, s.state.value, s.length, s.synced)
-                for _shnum, s in sorted(self._stagings.get(key, {}).items())]
+    @contextmanager
+    def _using(self, staging: Staging, touches: bool = True) -> Iterator[None]:
+        """Somebody is at work on it: it stays. The last one out takes an empty one away, directory and all."""
+        staging.users += 1
+        try:
+            if touches:
+                self._touch(staging)
+            yield
+        finally:
+            staging.users -= 1
+            if not staging.users and not staging.shares:
+                del self._stagings[staging.name]
+                self._remove_directory(staging.directory)
 
-    def _record(self, share: StagedShare, storage_index: bytes | None) -> StagedRecord:
-        return StagedRecord(share.name, share.shnum, share.state, share.synced, share.size, storage_index,
-                            self._touched.get(share.name, self._clock.seconds()))
+    def _touch(self, staging: Staging) -> None:
+        now = staging.touched = self._clock.seconds()
+        if now - staging.recorded_touch >= self._limits.touch_interval:
+            staging.recorded_touch = now
+            self._commit(touch(staging.name, now)).addErrback(self._failed)
 
-    def _touch(self, key: str) -> None:
-        now = self._touched[key] = self._clock.seconds()
-        if now - self._recorded_touch.get(key, 0.0) >= self._limits.touch_interval:
-            self._recorded_touch[key] = now
-            self._run_in_thread(self._table.touch, key, now).addErrback(self._failed)
+    def _remove_directory(self, directory: Path) -> None:
+        try:
+            self._means.disk.remove_directory(directory)
+        except OSError:
+            pass  # never made, or not empty: then the next start looks again
 
-    def _check_space(self, wanted: int) -> None:
+    @contextmanager
+    def _counted_failures(self) -> Iterator[None]:
+        try:
+            with disk_errors():
+                yield
+        except errors.WriteFailed:
+            self._counters["write_failed"] += 1
+            raise
+
+    def _count(self, outcomes: Iterable[Outcome]) -> None:
+        for outcome in outcomes:
+            self._counters[outcome.value.replace("-", "_")] += 1
+
+    def _failed(self, failure: Any) -> None:
+        self.log.failure("staging records could not be written", failure)
+
+    # -- space ---------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _admit(self, staging: Staging, grows: int, takes: int, spare: int) -> Iterator[None]:
+        """While they are being written they are neither in a share's length nor, surely, in the free space."""
+        self._check_room(staging, grows, takes, spare)
+        staging.being_written += grows
+        self._being_written += takes
+        try:
+            yield
+        finally:
+            staging.being_written -= grows
+            self._being_written -= takes
+
+    def _check_room(self, staging: Staging, grows: int, takes: int, spare: int) -> None:
+        """Share data is to grow by `grows`, which takes `takes` bytes of the file system and must leave `spare`."""
         if self._stock.readonly_storage:
             raise errors.ReadOnly
+        if staging.used + grows > self._limits.bytes_per_staging:
+            raise errors.StagingFull(self._limits.bytes_per_staging, staging.used + grows)
+        space = self._space()
+        if space is not None and takes and takes > space - spare:
+            raise errors.NoSpace(max(0, space - spare), takes)
+
+    def _space(self) -> int | None:
+        """Bytes beyond reserved_space, less what stock writers have allocated and what is being written here.
+        None if the platform cannot tell."""
         space = self._stock.get_available_space()
         if space is None:
-            return
-        space -= self._stock.allocated_size() + SPARE_PER_SHARE
-        if wanted > space:
-            raise errors.NoSpace(max(0, space), wanted)
+            return None
+        return int(space - self._stock.allocated_size() - self._being_written)
 
 
 def _key(name: bytes) -> str:
@@ -345,7 +431,11 @@ def _key(name: bytes) -> str:
     return b32encode(name).decode("ascii").rstrip("=").lower()
 
 
-def _files_below(directory: Path) -> Iterator[Path]:
-    for sub in directory.iterdir():
-        if sub.is_dir() and re.fullmatch(r"[a-z2-7]{52}", sub.name):
-            yield from (p for p in sub.iterdir() if p.is_file())
+def _check_shnums(shnums: Sequence[int]) -> None:
+    for shnum in shnums:
+        if not 0 <= shnum < SHARES_MAX:
+            raise errors.BadArgument("shnums", f"numbers from 0 to {SHARES_MAX - 1}", str(shnum))
+
+
+def _held(staging: Staging) -> list[Held]:
+    return [Held(share.shnum, share.state.value, share.length, share.synced) for share in staging.live()]

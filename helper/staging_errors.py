@@ -1,14 +1,20 @@
-"""What a staging server refuses, with stable codes: protocol.txt §18. bad-argument and offset-gap are those of §5."""
+"""What a staging server refuses, with stable codes: protocol.txt §18. Those imported here are those of §5."""
 
 from __future__ import annotations
 
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import attrs
 
-from helper.errors import BadArgument, InternalError, OffsetGap, Refusal, StreamingError
+from helper.errors import BadArgument, InternalError, OffsetGap, Refusal, StorageIndexConflict, StreamingError
 
 __all__ = [
     "BY_CODE", "AlreadyPrepared", "BadArgument", "InternalError", "NoSpace", "OffsetGap", "ReadOnly", "StagingFull",
-    "Stopping", "StreamingError", "TooManyStagings", "UnknownStaging", "WriteFailed", "WrongSize",
+    "Stopping", "StorageIndexConflict", "StreamingError", "TooManyStagings", "UnknownStaging", "WriteFailed",
+    "WrongSize", "disk_errors", "reason_of",
 ]
 
 
@@ -97,5 +103,21 @@ class Stopping(Refusal):
 BY_CODE: dict[str, type[StreamingError]] = {
     cls.code: cls
     for cls in (BadArgument, OffsetGap, UnknownStaging, TooManyStagings, StagingFull, NoSpace, ReadOnly,
-                AlreadyPrepared, WrongSize, WriteFailed, Stopping, InternalError)
+                AlreadyPrepared, WrongSize, StorageIndexConflict, WriteFailed, Stopping, InternalError)
 }
+
+
+def reason_of(error: Exception) -> str:
+    """Why, without a path: file names are staging names."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
+    return type(error).__name__
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """What the disk or the records could not do, as a refusal."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise WriteFailed(reason_of(error)) from error

@@ -39,7 +39,8 @@ class RIStagingServer(RemoteInterface):
         """Space and limits: protocol.txt §16.1."""
         return Answer
 
-    def stage(name=_Name, shnums=ListOf(_Number, maxLength=SHARES_MAX)):  # type: ignore[no-untyped-def]
+    def stage(name=_Name, shnums=ListOf(_Number, maxLength=SHARES_MAX),  # type: ignore[no-untyped-def]
+              size=_Number):
         """Begin shares, or find them again: protocol.txt §16.2."""
         return TupleOf(Answer, HeldShares)
 
@@ -57,8 +58,9 @@ class RIStagingServer(RemoteInterface):
         """All is written: make the share ready to be assigned: protocol.txt §16.5."""
         return Answer
 
-    def assign(name=_Name, storage_index=_Index):  # type: ignore[no-untyped-def]
-        """Publish every prepared share: protocol.txt §16.6."""
+    def assign(name=_Name, storage_index=_Index,  # type: ignore[no-untyped-def]
+               shnums=ListOf(_Number, maxLength=SHARES_MAX)):
+        """Publish prepared shares: protocol.txt §16.6."""
         return TupleOf(Answer, AssignedShares)
 
     def abort(name=_Name, shnums=ListOf(_Number, maxLength=SHARES_MAX)):  # type: ignore[no-untyped-def]

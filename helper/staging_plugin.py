@@ -46,8 +46,8 @@ class FoolscapStagingServer(Referenceable):  # type: ignore[misc]
     def remote_get_version(self) -> WireAnswer:
         return _ok(self._staging.get_version())
 
-    def remote_stage(self, name: bytes, shnums: Sequence[int]) -> Deferred[tuple[WireAnswer, WireHeld]]:
-        return self._answer(self._staging.stage(name, shnums), lambda held: (_ok(), _wire_held(held)),
+    def remote_stage(self, name: bytes, shnums: Sequence[int], size: int) -> Deferred[tuple[WireAnswer, WireHeld]]:
+        return self._answer(self._staging.stage(name, shnums, size), lambda held: (_ok(), _wire_held(held)),
                             lambda refusal: (refusal, []))
 
     def remote_write(self, name: bytes, shnum: int, offset: int, data: bytes) -> Deferred[WireAnswer]:
@@ -61,10 +61,11 @@ class FoolscapStagingServer(Referenceable):  # type: ignore[misc]
                        cancel_secret: bytes) -> Deferred[WireAnswer]:
         return self._answer(self._staging.prepare(name, shnum, size, renew_secret, cancel_secret), lambda _n: _ok())
 
-    def remote_assign(self, name: bytes, storage_index: bytes) -> Deferred[tuple[WireAnswer, list[tuple[int, bytes]]]]:
+    def remote_assign(self, name: bytes, storage_index: bytes,
+                      shnums: Sequence[int]) -> Deferred[tuple[WireAnswer, list[tuple[int, bytes]]]]:
         return self._answer(
-            self._staging.assign(name, storage_index),
-            lambda outcomes: (_ok(), [(shnum, outcome.encode()) for shnum, outcome in sorted(outcomes.items())]),
+            self._staging.assign(name, storage_index, shnums),
+            lambda outcomes: (_ok(), [(shnum, outcome.value.encode()) for shnum, outcome in sorted(outcomes.items())]),
             lambda refusal: (refusal, []))
 
     def remote_abort(self, name: bytes, shnums: Sequence[int]) -> Deferred[WireAnswer]:
@@ -122,7 +123,7 @@ class StagingService(Service):
         self.staging.stop()
 
     def get_stats(self) -> dict[str, int]:
-        return {f"streaming_staging.{name}": value for name, value in self.staging.counters.items()}
+        return {f"streaming_staging.{name}": value for name, value in self.staging.statistics().items()}
 
 
 @implementer(IAnnounceableStorageServer)

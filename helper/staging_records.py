@@ -1,7 +1,6 @@
 """What a storage node remembers of its staged shares across restarts: SQLite beside their files.
 
-Rows are truth about how much of a file is synced and what was decided; the bytes are in the files. All calls
-block for a sync and belong into a thread.
+Rows are truth about how much of a file is synced and what was decided; the bytes are in the files.
 """
 
 from __future__ import annotations
@@ -9,9 +8,14 @@ from __future__ import annotations
 import enum
 import sqlite3
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from helper.spool import RunInThread
 
 
 class StagedState(enum.Enum):
@@ -50,17 +54,57 @@ CREATE TABLE IF NOT EXISTS staged (
 _VERSION = 1
 
 
+@attrs.frozen
+class Change:
+    """One statement on the table."""
+
+    sql: str
+    values: tuple[object, ...]
+
+
+def add(record: StagedRecord) -> Change:
+    """A new share."""
+    return Change("INSERT OR REPLACE INTO staged VALUES (?, ?, ?, ?, ?, ?, ?)",
+                  (record.name, record.shnum, record.state.value, record.synced, record.size, record.storage_index,
+                   record.touched))
+
+
+def update(record: StagedRecord) -> Change:
+    """All of a share but `touched`, which has a way of its own."""
+    return Change("UPDATE staged SET state = ?, synced = ?, size = ?, storage_index = ? WHERE name = ? AND shnum = ?",
+                  (record.state.value, record.synced, record.size, record.storage_index, record.name, record.shnum))
+
+
+def set_synced(name: str, shnum: int, synced: int) -> Change:
+    """So many bytes of a growing share are synced."""
+    return Change("UPDATE staged SET synced = ? WHERE name = ? AND shnum = ?", (synced, name, shnum))
+
+
+def touch(name: str, when: float) -> Change:
+    """Somebody still wants these shares."""
+    return Change("UPDATE staged SET touched = ? WHERE name = ?", (when, name))
+
+
+def remove(name: str, shnum: int) -> Change:
+    """Forget a share."""
+    return Change("DELETE FROM staged WHERE name = ? AND shnum = ?", (name, shnum))
+
+
 class StagingRecords:
-    """The table of staged shares in `path`. Every change is durable when its call returns."""
+    """The table of staged shares in `path`. Calls block, and raise sqlite3.Error."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+
+    def open(self) -> None:
+        """Before anything else. Raises ValueError for a table of another version."""
+        self._db = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version not in (0, _VERSION):
-            raise ValueError(f"{path} has version {version}, expected {_VERSION}")
+            raise ValueError(f"{self._path} has version {version}, expected {_VERSION}")
         self._db.execute(_SCHEMA)
         self._db.execute(f"PRAGMA user_version = {_VERSION}")
 
@@ -77,27 +121,48 @@ class StagingRecords:
         return [StagedRecord(name, shnum, StagedState(state), synced, size, index, touched)
                 for name, shnum, state, synced, size, index, touched in rows]
 
-    def put(self, *records: StagedRecord) -> None:
-        """Add or replace records, all or none."""
-        rows = [(r.name, r.shnum, r.state.value, r.synced, r.size, r.storage_index, r.touched) for r in records]
+    def apply(self, changes: Sequence[Change]) -> None:
+        """All or none; durable when this returns."""
         with self._lock:
-            self._db.execute("BEGIN")
-            self._db.executemany("INSERT OR REPLACE INTO staged VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-            self._db.execute("COMMIT")
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                for change in changes:
+                    self._db.execute(change.sql, change.values)
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # some errors have rolled it back themselves
+                    self._db.execute("ROLLBACK")
+                raise
 
-    def set_synced(self, name: str, shnum: int, synced: int) -> None:
-        """So many bytes of a growing share are synced."""
-        with self._lock:
-            self._db.execute("UPDATE staged SET synced = ? WHERE name = ? AND shnum = ?", (synced, name, shnum))
 
-    def touch(self, name: str, when: float) -> None:
-        """Somebody still wants these shares."""
-        with self._lock:
-            self._db.execute("UPDATE staged SET touched = ? WHERE name = ?", (when, name))
+class Commits:
+    """Changes in the order in which they come; all that come during one commit share the next."""
 
-    def remove(self, name: str, shnums: list[int]) -> None:
-        """Forget shares."""
-        with self._lock:
-            self._db.execute("BEGIN")
-            self._db.executemany("DELETE FROM staged WHERE name = ? AND shnum = ?", [(name, s) for s in shnums])
-            self._db.execute("COMMIT")
+    def __init__(self, records: StagingRecords, run_in_thread: RunInThread) -> None:
+        self._records = records
+        self._run_in_thread = run_in_thread
+        self._waiting: list[tuple[Sequence[Change], Deferred[None]]] = []
+        self._running = False
+
+    def commit(self, *changes: Change) -> Deferred[None]:
+        """Fires when they are durable, or fails with a sqlite3.Error; then none of them was made."""
+        done: Deferred[None] = Deferred()
+        self._waiting.append((changes, done))
+        if not self._running:
+            self._run()
+        return done
+
+    def _run(self) -> None:
+        batch, self._waiting, self._running = self._waiting, [], True
+        changes = [change for some, _done in batch for change in some]
+        self._run_in_thread(self._records.apply, changes).addBoth(self._ran, batch)
+
+    def _ran(self, result: Failure | None, batch: list[tuple[Sequence[Change], Deferred[None]]]) -> None:
+        self._running = False
+        if self._waiting:
+            self._run()
+        for _changes, done in batch:
+            if isinstance(result, Failure):
+                done.errback(Failure(result.value))
+            else:
+                done.callback(None)

@@ -73,7 +73,7 @@ def test_a_share_is_staged_survives_kill_9_and_is_read_by_a_stock_client(grid: L
     share, si = made.shares[0], hashutil.storage_index_hash(key)
     writes = [(i, share[i:i + MiB]) for i in range(DATA_OFFSET, len(share), MiB)]
     with Session(plugin_furl(grid)) as call:
-        answer, held = call("stage", NAME, [0])
+        answer, held = call("stage", NAME, [0], len(share))
         assert answer == {b"code": b"ok"}
         assert held == [(0, b"growing", DATA_OFFSET, DATA_OFFSET)]
         for offset, data in writes[:7]:
@@ -92,7 +92,7 @@ def test_a_share_is_staged_survives_kill_9_and_is_read_by_a_stock_client(grid: L
         assert call("write", NAME, 0, 0, share[:DATA_OFFSET])[b"code"] == b"ok"
         assert call("prepare", NAME, 0, len(share), b"r" * 32, b"c" * 32) == {b"code": b"ok"}
         assert grid.shares() == []  # nothing has a storage index yet
-        assert call("assign", NAME, si) == ({b"code": b"ok"}, [(0, b"assigned")])
+        assert call("assign", NAME, si, [0]) == ({b"code": b"ok"}, [(0, b"assigned")])
     assert [s.storage_index for s in grid.shares()] == [base32.b2a(si).decode()]
     grid.wait_connected(grid.client)
     assert http_get(f"{grid.client.web_url}uri/{made.cap.decode()}") == plaintext
@@ -111,3 +111,4 @@ def test_refusals_travel_as_values(grid: LocalGrid) -> None:
 def test_counters_are_in_the_statistics(grid: LocalGrid) -> None:
     stats = grid.storage[0].read_json("statistics?t=json")["stats"]
     assert stats["streaming_staging.assigned"] >= 0
+    assert stats["streaming_staging.staged_now"] == stats["streaming_staging.staged_bytes_now"] == 0

@@ -25,8 +25,13 @@ from allmydata.immutable.offloaded import Helper
 from allmydata.interfaces import RIBucketWriter, RIStorageServer
 from allmydata.introducer.client import IntroducerClient
 from allmydata.node import _Config
+from allmydata.stats import StatsProvider
+from allmydata.storage.immutable import ShareFile
+from allmydata.storage.immutable_schema import NEWEST_SCHEMA_VERSION
+from allmydata.storage.lease import LeaseInfo
 from allmydata.storage.server import StorageServer
 from allmydata.storage_client import NativeStorageServer, StorageFarmBroker
+from twisted.application.service import IServiceCollection
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +75,7 @@ NODE = {
     "allmydata.scripts.tahoe_run.get_pidfile": {"helper/service.py"},
     "allmydata.scripts.tahoe_run.identify_node_type": {"helper/service.py"},
     "allmydata.scripts.tahoe_run.on_stdin_close": {"helper/service.py"},
-    "allmydata.storage.common.storage_index_to_dir": {"helper/staging.py"},
+    "allmydata.storage.common.storage_index_to_dir": {"helper/staging_publisher.py"},
     "allmydata.storage.immutable.ShareFile": {"helper/staged_share.py"},
     "allmydata.storage.immutable_schema.NEWEST_SCHEMA_VERSION": {"helper/staged_share.py"},
     "allmydata.storage.lease.LeaseInfo": {"helper/staged_share.py", "helper/staging.py"},
@@ -99,7 +104,7 @@ FOOLSCAP = {
     "foolscap.tokens.NegotiationError",
 }
 #: Private names that are not ours: attributes, and keyword arguments.
-PRIVATE = {"_Client", "_SHA256d_Hasher", "_client_factory", "_secret_holder", "_tub_maker"}
+PRIVATE = {"_Client", "_SHA256d_Hasher", "_bucket_writers", "_client_factory", "_secret_holder", "_tub_maker"}
 
 #: Attributes that a class of ours takes from the stock class it extends, or replaces.
 INHERITED = {
@@ -122,9 +127,14 @@ OBJECTS = {
     (NativeStorageServer, "helper/staging_client.py", "stock.native"): {"get_lease_seed"},
     (NativeStorageServer, "helper/staging_links.py", "native"): {"get_announcement", "get_serverid"},
     (StorageServer, "helper/staging.py", "self._stock"): {
-        "allocated_size", "get_available_space", "incomingdir", "my_nodeid", "readonly_storage", "sharedir"},
+        "allocated_size", "get_available_space", "my_nodeid", "readonly_storage"},
     (StorageServer, "helper/staging.py", "stock"): {"storedir"},
     (StorageServer, "helper/staging_plugin.py", "stock"): {"stats_provider"},
+    (StorageServer, "helper/staging_publisher.py", "self._stock"): {"_bucket_writers", "incomingdir", "sharedir"},
+    (StatsProvider, "helper/staging_plugin.py", "stock.stats_provider"): {"register_producer"},
+    (ShareFile, "helper/staged_share.py", "ShareFile"): {"LEASE_SIZE"},
+    (ShareFile, "helper/staged_share.py", "ShareFile(str(self.path))"): {"add_lease"},
+    (type(NEWEST_SCHEMA_VERSION), "helper/staged_share.py", "NEWEST_SCHEMA_VERSION"): {"header"},
     (ReadBucketProxy, "helper/stock.py", "self.proxy"): {"get_block_data", "get_uri_extension"},
     (_Config, "helper/service.py", "self.config"): {"get_config_path", "get_private_path"},
     (_Config, "helper/service.py", "config"): {"config", "get_config"},
@@ -371,6 +381,12 @@ def test_remote_method(interface: Any, method: str, count: int) -> None:
     (IntroducerClient.subscribe_to, ["self", "service_name", "callback"]),
     (ReadBucketProxy.__init__, ["self", "rref", "server", "storage_index"]),
     (ReadBucketProxy.get_block_data, ["self", "blocknum", "blocksize", "thisblocksize"]),
+    (LeaseInfo, ["owner_num", "renew_secret", "cancel_secret", "expiration_time", "nodeid"]),
+    (ShareFile.__init__, ["self", "filename"]),
+    (ShareFile.add_lease, ["self", "lease_info"]),
+    (NEWEST_SCHEMA_VERSION.header, ["max_size"]),
+    (resolve("allmydata.storage.common.storage_index_to_dir"), ["storageindex"]),
+    (StatsProvider.register_producer, ["self", "stats_producer"]),
     (resolve("allmydata.util.pid.check_pid_process"), ["pidfile"]),
     (resolve("allmydata.util.pid.cleanup_pidfile"), ["pidfile"]),
     (resolve("allmydata.scripts.tahoe_run.on_stdin_close"), ["reactor", "fn"]),
@@ -384,6 +400,19 @@ def test_the_stock_helpers_version_can_be_extended() -> None:
     """AnnouncingHelper adds a key to a dictionary that remote_get_version answers."""
     assert isinstance(Helper.VERSION, dict)
     assert "VERSION" in Helper.remote_get_version.__code__.co_names
+
+
+def test_open_writers_are_found_by_their_incoming_file(tmp_path: Path) -> None:
+    """The staging plugin asks for them so; and its service is started and stopped with the stock server."""
+    stock = StorageServer(str(tmp_path), b"i" * 20)
+    _already, writers = stock.allocate_buckets(b"s" * 16, b"r" * 32, b"c" * 32, {7}, 10)
+    sub = resolve("allmydata.storage.common.storage_index_to_dir")(b"s" * 16)
+    path = str(Path(stock.incomingdir, sub, "7"))
+    assert stock._bucket_writers == {path: writers[7]}
+    assert Path(path).exists()
+    writers[7].abort()
+    assert stock._bucket_writers == {}
+    assert IServiceCollection.providedBy(stock)
 
 
 def test_the_brokers_tub_maker_makes_every_tub() -> None:

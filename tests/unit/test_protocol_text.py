@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from allmydata.util import hashutil
+from staging_node import Node
 
 from client_shim.cipher import Encryptor
 from client_shim.verify import cap_of
@@ -16,6 +17,7 @@ from helper.errors import BY_CODE
 from helper.parameters import Parameters
 from helper.session import TRANSITIONS, State
 from helper.spool import Spool
+from helper.staged_share import Outcome
 from helper.staging_records import StagedState
 from helper.uploads import hashed_name
 
@@ -92,6 +94,20 @@ def test_codes_and_states_of_staging() -> None:
         assert set(listed[code].split(", ")) - {"none"} == fields, code
     states = re.findall(r"^    ([a-z]+)   +\S", section(17), re.M)
     assert states == [state.value for state in StagedState]
+    outcomes = re.findall(r"^    ([a-z-]+)   +\S", section(16), re.M)
+    assert outcomes == [outcome.value for outcome in Outcome]
+
+
+def test_codes_of_staging_that_are_those_of_part_1() -> None:
+    sentence = section(18).split("as in §5")[0].split("\n\n")[-1]
+    assert set(re.findall(r"[a-z]+(?:-[a-z]+)+", sentence)) == {*staging_errors.BY_CODE} & {*BY_CODE}
+
+
+def test_statistics_of_staging(tmp_path: Path) -> None:
+    node = Node(tmp_path / "storage")
+    listed = section(17).split("§17.1")[1]
+    assert {*re.findall(r"[a-z_]+", listed)} >= {*node.staging.statistics()}
+    node.stop()
 
 
 def test_states_and_transitions() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,70 +9,14 @@ from typing import Any
 import attrs
 import pytest
 from allmydata.storage.immutable import ShareFile
-from allmydata.storage.server import StorageServer
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.task import Clock
+from staging_node import BODY, HEADER, NAME, OTHER, SECRETS, SI, Node, now
 
 from helper import staging_errors as errors
 from helper.layout import DATA_OFFSET
 from helper.staged_share import CONTAINER_HEADER, SYNC_INTERVAL
-from helper.staging import Held, StagingLimits, StagingServer
-
-NAME, OTHER = b"n" * 32, b"o" * 32
-SI = b"storage index 16"
-SECRETS = (b"r" * 32, b"c" * 32)
-BODY = bytes(range(256)) * 8
-HEADER = b"\0\0\0\2" + b"h" * (DATA_OFFSET - 4)
-
-
-def now(awaitable: Any) -> Any:
-    """The result of what needs no waiting, as threads are calls here."""
-    out: list[Any] = []
-    Deferred.fromCoroutine(awaitable).addBoth(out.append)
-    assert out, "still waiting"
-    if hasattr(out[0], "raiseException"):
-        out[0].raiseException()
-    return out[0]
-
-
-class Node:
-    """A stock storage server with staging beside it, that can be restarted."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.clock = Clock()
-        self.clock.advance(10**9)
-        self.limits = StagingLimits()
-        self.reserved = 0
-        self.readonly = False
-        self.start()
-
-    def start(self) -> None:
-        self.stock = StorageServer(str(self.directory), b"i" * 20, clock=self.clock, reserved_space=self.reserved,
-                                   readonly_storage=self.readonly)
-        self.staging = StagingServer(self.stock, self.limits, self.clock, maybeDeferred)
-        self.staging.start()
-
-    def stop(self) -> None:
-        self.staging.stop()
-
-    def restart(self) -> None:
-        self.stop()
-        self.start()
-
-    def share_file(self, shnum: int) -> Path | None:
-        return {number: Path(path) for number, path in self.stock.get_shares(SI)}.get(shnum)
-
-    def staged_files(self) -> list[Path]:
-        return [p for p in (self.directory / "staging").rglob("*") if not p.name.startswith("staging.sqlite")]
-
-    def full_share(self, shnum: int, name: bytes = NAME, body: bytes = BODY) -> None:
-        now(self.staging.stage(name, [shnum]))
-        now(self.staging.write(name, shnum, DATA_OFFSET, body))
-        now(self.staging.write(name, shnum, 0, HEADER))
-        now(self.staging.prepare(name, shnum, DATA_OFFSET + len(body), *SECRETS))
+from helper.staging import Held
 
 
 @pytest.fixture
@@ -86,7 +29,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
 def test_a_share_comes_to_its_place(node: Node) -> None:
     node.full_share(3)
     assert node.share_file(3) is None  # nothing has a storage index yet
-    assert now(node.staging.assign(NAME, SI)) == {3: "assigned"}
+    assert node.assign(NAME) == {3: "assigned"}
     path = node.share_file(3)
     assert path is not None
     share = ShareFile(str(path))
@@ -101,27 +44,27 @@ def test_a_share_comes_to_its_place(node: Node) -> None:
 
 def test_assign_may_be_repeated_until_it_has_happened(node: Node) -> None:
     node.full_share(3)
-    now(node.staging.assign(NAME, SI))
+    node.assign(NAME)
     with pytest.raises(errors.UnknownStaging):
-        now(node.staging.assign(NAME, SI))
-    assert node.staging.counters["assigned"] == 1
+        node.assign(NAME)
+    assert node.count("assigned") == 1
 
 
 def test_shares_that_are_not_prepared_stay(node: Node) -> None:
     node.full_share(3)
-    now(node.staging.stage(NAME, [4]))
-    assert now(node.staging.assign(NAME, SI)) == {3: "assigned"}
-    assert now(node.staging.held(NAME)) == [Held(4, "growing", DATA_OFFSET, DATA_OFFSET)]
+    node.stage(NAME, [4])
+    assert node.assign(NAME) == {3: "assigned"}
+    assert node.held(NAME) == [Held(4, "growing", DATA_OFFSET, DATA_OFFSET)]
 
 
 def test_a_share_that_was_there_before_is_untouched(node: Node) -> None:
     node.full_share(3, OTHER, b"old" * 100)
-    now(node.staging.assign(OTHER, SI))
+    node.assign(OTHER)
     path = node.share_file(3)
     assert path is not None
     before = path.read_bytes()
     node.full_share(3)
-    assert now(node.staging.assign(NAME, SI)) == {3: "already-there"}
+    assert node.assign(NAME) == {3: "already-there"}
     assert path.read_bytes() == before
     assert node.staged_files() == []
 
@@ -129,110 +72,87 @@ def test_a_share_that_was_there_before_is_untouched(node: Node) -> None:
 def test_a_stock_writer_is_in_the_way(node: Node) -> None:
     _already, writers = node.stock.allocate_buckets(SI, b"a" * 32, b"b" * 32, {3}, 1000)
     node.full_share(3)
-    assert now(node.staging.assign(NAME, SI)) == {3: "busy"}
-    assert now(node.staging.held(NAME))[0].state == "prepared"
+    assert node.assign(NAME) == {3: "busy"}
+    assert node.held(NAME)[0].state == "prepared"
     writers[3].abort()
-    assert now(node.staging.assign(NAME, SI)) == {3: "assigned"}
+    assert node.assign(NAME) == {3: "assigned"}
 
 
 def test_a_stock_writer_that_comes_too_late_finds_the_share(node: Node) -> None:
     node.full_share(3)
-    now(node.staging.assign(NAME, SI))
+    node.assign(NAME)
     already, writers = node.stock.allocate_buckets(SI, b"a" * 32, b"b" * 32, {3}, 1000)
     assert (already, writers) == ({3}, {})
 
 
 def test_writes_go_on_where_they_were(node: Node) -> None:
-    now(node.staging.stage(NAME, [0]))
-    now(node.staging.write(NAME, 0, DATA_OFFSET, b"abc"))
+    node.stage(NAME, [0])
+    node.write(NAME, 0, DATA_OFFSET, b"abc")
     with pytest.raises(errors.OffsetGap) as gap:
-        now(node.staging.write(NAME, 0, DATA_OFFSET + 4, b"d"))
+        node.write(NAME, 0, DATA_OFFSET + 4, b"d")
     assert (gap.value.expected, gap.value.came) == (DATA_OFFSET + 3, DATA_OFFSET + 4)
     with pytest.raises(errors.OffsetGap):
-        now(node.staging.write(NAME, 0, -1, b"d"))
+        node.write(NAME, 0, -1, b"d")
     with pytest.raises(errors.OffsetGap):
-        now(node.staging.write(NAME, 0, DATA_OFFSET - 1, b"de"))  # not across the end of the header
-    assert now(node.staging.write(NAME, 0, DATA_OFFSET + 1, b"bcd"))["length"] == DATA_OFFSET + 4
-    assert now(node.staging.held(NAME)) == [Held(0, "growing", DATA_OFFSET + 4, DATA_OFFSET)]
+        node.write(NAME, 0, DATA_OFFSET - 1, b"de")  # not across the end of the header
+    assert node.write(NAME, 0, DATA_OFFSET + 1, b"bcd")["length"] == DATA_OFFSET + 4
+    assert node.held(NAME) == [Held(0, "growing", DATA_OFFSET + 4, DATA_OFFSET)]
 
 
 def test_what_is_held_after_a_restart_is_what_was_synced(node: Node) -> None:
-    now(node.staging.stage(NAME, [0]))
+    node.stage(NAME, [0])
     end = DATA_OFFSET
     while end < DATA_OFFSET + SYNC_INTERVAL:
-        now(node.staging.write(NAME, 0, end, b"x" * 2**20))
+        node.write(NAME, 0, end, b"x" * 2**20)
         end += 2**20
-    now(node.staging.write(NAME, 0, end, b"y" * 1000))
+    node.write(NAME, 0, end, b"y" * 1000)
     node.restart()
-    assert now(node.staging.held(NAME)) == [Held(0, "growing", end, end)]
+    assert node.held(NAME) == [Held(0, "growing", end, end)]
     node.restart()
-    now(node.staging.write(NAME, 0, end, b"z" * 1000))  # where it was, with what comes now
-    now(node.staging.write(NAME, 0, 0, HEADER))
-    now(node.staging.prepare(NAME, 0, end + 1000, *SECRETS))
+    node.write(NAME, 0, end, b"z" * 1000)  # where it was, with what comes now
+    node.write(NAME, 0, 0, HEADER)
+    node.prepare(NAME, 0, end + 1000)
     node.restart()
-    assert now(node.staging.held(NAME))[0] == Held(0, "prepared", end + 1000, end + 1000)
-    assert now(node.staging.assign(NAME, SI)) == {0: "assigned"}
+    assert node.held(NAME)[0] == Held(0, "prepared", end + 1000, end + 1000)
+    assert node.assign(NAME) == {0: "assigned"}
     path = node.share_file(0)
     assert path is not None
     assert ShareFile(str(path)).read_share_data(0, 2**30) == HEADER + b"x" * (end - DATA_OFFSET) + b"z" * 1000
 
 
 def test_prepare_truncates_and_may_be_repeated(node: Node) -> None:
-    now(node.staging.stage(NAME, [0]))
-    now(node.staging.write(NAME, 0, DATA_OFFSET, BODY + b"more"))
-    now(node.staging.write(NAME, 0, 0, HEADER))
+    node.stage(NAME, [0])
+    node.write(NAME, 0, DATA_OFFSET, BODY + b"more")
+    node.write(NAME, 0, 0, HEADER)
     for size in (DATA_OFFSET, DATA_OFFSET + len(BODY) + 5):
         with pytest.raises(errors.WrongSize):
-            now(node.staging.prepare(NAME, 0, size, *SECRETS))
-    now(node.staging.prepare(NAME, 0, DATA_OFFSET + len(BODY), *SECRETS))
-    now(node.staging.prepare(NAME, 0, DATA_OFFSET + len(BODY), *SECRETS))
+            node.prepare(NAME, 0, size)
+    node.prepare(NAME, 0, DATA_OFFSET + len(BODY))
+    node.prepare(NAME, 0, DATA_OFFSET + len(BODY))
     with pytest.raises(errors.AlreadyPrepared):
-        now(node.staging.write(NAME, 0, DATA_OFFSET, BODY))
-    now(node.staging.assign(NAME, SI))
+        node.write(NAME, 0, DATA_OFFSET, BODY)
+    node.assign(NAME)
     path = node.share_file(0)
     assert path is not None
     assert len(list(ShareFile(str(path)).get_leases())) == 1
     assert ShareFile(str(path)).read_share_data(0, 10**6) == HEADER + BODY
 
 
-@pytest.mark.parametrize("step", ["decided", "linked"])
-def test_a_restart_completes_what_was_decided(node: Node, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    node.full_share(3)
-
-    class Killed(BaseException):
-        pass
-
-    def die(*_arguments: object) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "link" if step == "decided" else "unlink", die)
-        with pytest.raises(Killed):
-            now(node.staging.assign(NAME, SI))
-    node.restart()
-    path = node.share_file(3)
-    assert path is not None
-    assert ShareFile(str(path)).read_share_data(0, 10**6) == HEADER + BODY
-    assert node.staged_files() == []
-    with pytest.raises(errors.UnknownStaging):
-        now(node.staging.held(NAME))
-
-
 def test_abort_leaves_nothing(node: Node) -> None:
     node.full_share(3)
-    now(node.staging.stage(NAME, [4, 5]))
-    now(node.staging.abort(NAME, [4]))
-    assert [h.shnum for h in now(node.staging.held(NAME))] == [3, 5]
-    now(node.staging.abort(NAME, []))
-    now(node.staging.abort(NAME, []))
+    node.stage(NAME, [4, 5])
+    node.abort(NAME, [4])
+    assert [h.shnum for h in node.held(NAME)] == [3, 5]
+    node.abort(NAME, [])
+    node.abort(NAME, [])
     assert node.staged_files() == []
     node.restart()
     with pytest.raises(errors.UnknownStaging):
-        now(node.staging.held(NAME))
+        node.held(NAME)
 
 
 def test_files_that_nobody_knows_are_removed(node: Node) -> None:
-    now(node.staging.stage(NAME, [0]))
+    node.stage(NAME, [0])
     (staged,) = [p for p in node.staged_files() if p.is_file()]
     (staged.parent / "7").write_bytes(b"made, but the record was not")
     node.restart()
@@ -240,79 +160,82 @@ def test_files_that_nobody_knows_are_removed(node: Node) -> None:
 
 
 def test_idle_stagings_expire(node: Node) -> None:
-    now(node.staging.stage(NAME, [0]))
+    node.stage(NAME, [0])
     node.full_share(1, OTHER)
     node.clock.advance(13 * 86400)
-    now(node.staging.held(OTHER))  # keeps it
+    node.held(OTHER)  # keeps it
     node.clock.advance(2 * 86400)
     with pytest.raises(errors.UnknownStaging):
-        now(node.staging.held(NAME))
-    assert now(node.staging.held(OTHER))
+        node.held(NAME)
+    assert node.held(OTHER)
     node.stop()
     node.clock.advance(15 * 86400)
     node.start()
     assert node.staged_files() == []
-    assert node.staging.counters["expired"] == 1
+    assert node.count("expired") == 1
 
 
 def test_space(node: Node) -> None:
     free = node.stock.get_available_space()
     node.reserved = free - 300_000
     node.restart()
-    now(node.staging.stage(NAME, [0]))
+    node.stage(NAME, [0])
     with pytest.raises(errors.NoSpace) as refused:
-        now(node.staging.write(NAME, 0, DATA_OFFSET, bytes(400_000)))
+        node.write(NAME, 0, DATA_OFFSET, bytes(400_000))
     assert refused.value.wanted == 400_000
-    assert now(node.staging.held(NAME))[0].length == DATA_OFFSET
-    now(node.staging.write(NAME, 0, DATA_OFFSET, bytes(1000)))
+    assert node.held(NAME)[0].length == DATA_OFFSET
+    node.write(NAME, 0, DATA_OFFSET, bytes(1000))
     # what stock writers have allocated is not ours
     node.stock.allocate_buckets(SI, b"a" * 32, b"b" * 32, {3}, 200_000)
     with pytest.raises(errors.NoSpace):
-        now(node.staging.write(NAME, 0, DATA_OFFSET + 1000, bytes(100_000)))
+        node.write(NAME, 0, DATA_OFFSET + 1000, bytes(100_000))
 
 
 def test_read_only(node: Node) -> None:
     node.full_share(0)
-    now(node.staging.stage(NAME, [1]))
+    node.stage(NAME, [1])
     node.readonly = True
     node.restart()
     with pytest.raises(errors.ReadOnly):
-        now(node.staging.stage(OTHER, [0]))
+        node.stage(OTHER, [0])
     with pytest.raises(errors.ReadOnly):
-        now(node.staging.write(NAME, 1, DATA_OFFSET, b"x"))
+        node.write(NAME, 1, DATA_OFFSET, b"x")
     assert node.staging.get_version()["available-space"] == 0
 
 
 def test_limits(node: Node) -> None:
     node.limits = attrs.evolve(node.limits, stagings=1, bytes_per_staging=1000)
     node.restart()
-    now(node.staging.stage(NAME, [0]))
+    node.stage(NAME, [0])
     with pytest.raises(errors.TooManyStagings):
-        now(node.staging.stage(OTHER, [0]))
+        node.stage(OTHER, [0])
     with pytest.raises(errors.StagingFull):
-        now(node.staging.write(NAME, 0, DATA_OFFSET, bytes(1000)))
+        node.write(NAME, 0, DATA_OFFSET, bytes(1000))
 
 
 @pytest.mark.parametrize("call", [
-    lambda s: s.stage(b"short", [0]), lambda s: s.stage(NAME, [256]), lambda s: s.stage(NAME, [-1]),
-    lambda s: s.assign(NAME, b"short"), lambda s: s.prepare(NAME, 0, 100, b"short", SECRETS[1]),
+    lambda s: s.stage(b"short", [0], 0), lambda s: s.stage(NAME, [256], 0), lambda s: s.stage(NAME, [-1], 0),
+    lambda s: s.stage(NAME, [0], -1),
+    lambda s: s.assign(NAME, b"short", []), lambda s: s.assign(NAME, SI, [256]),
+    lambda s: s.prepare(NAME, 0, 100, b"short", SECRETS[1]),
+    lambda s: s.abort(NAME, [-1]),
     lambda s: s.held(b""), lambda s: s.abort(NAME + b"x", []),
 ])
 def test_bad_arguments(node: Node, call: Any) -> None:
-    now(node.staging.stage(NAME, [0]))
+    node.stage(NAME, [0])
     with pytest.raises(errors.BadArgument):
         now(call(node.staging))
-    assert len(now(node.staging.held(NAME))) == 1
+    assert len(node.held(NAME)) == 1
 
 
 def test_names_keep_uploads_apart(node: Node) -> None:
     node.full_share(0)
     with pytest.raises(errors.UnknownStaging):
-        now(node.staging.write(OTHER, 0, DATA_OFFSET, b"x"))
+        node.write(OTHER, 0, DATA_OFFSET, b"x")
     with pytest.raises(errors.UnknownStaging):
-        now(node.staging.assign(OTHER, SI))
-    now(node.staging.abort(OTHER, []))
-    assert len(now(node.staging.held(NAME))) == 1
+        node.assign(OTHER)
+    node.abort(OTHER, [])
+    assert len(node.held(NAME)) == 1
 
 
 @given(pieces=st.lists(st.binary(min_size=1, max_size=5000), min_size=1, max_size=12),
@@ -321,18 +244,18 @@ def test_any_pieces_with_restarts(pieces: list[bytes], restarts: set[int],
                                   tmp_path_factory: pytest.TempPathFactory) -> None:
     node = Node(tmp_path_factory.mktemp("node") / "storage")
     body = b"".join(pieces)
-    now(node.staging.stage(NAME, [0]))
+    node.stage(NAME, [0])
     ends = [len(b"".join(pieces[:i + 1])) for i in range(len(pieces))]
     for number, (piece, end) in enumerate(zip(pieces, ends, strict=True)):
-        now(node.staging.write(NAME, 0, DATA_OFFSET + end - len(piece), piece))
+        node.write(NAME, 0, DATA_OFFSET + end - len(piece), piece)
         if number in restarts:
             node.restart()
-            held = now(node.staging.held(NAME))[0].length
+            held = node.held(NAME)[0].length
             assert DATA_OFFSET <= held <= DATA_OFFSET + end
-            now(node.staging.write(NAME, 0, held, body[held - DATA_OFFSET:end]))
-    now(node.staging.write(NAME, 0, 0, HEADER))
-    now(node.staging.prepare(NAME, 0, DATA_OFFSET + len(body), *SECRETS))
-    now(node.staging.assign(NAME, SI))
+            node.write(NAME, 0, held, body[held - DATA_OFFSET:end])
+    node.write(NAME, 0, 0, HEADER)
+    node.prepare(NAME, 0, DATA_OFFSET + len(body))
+    node.assign(NAME)
     path = node.share_file(0)
     assert path is not None
     assert path.stat().st_size == CONTAINER_HEADER + DATA_OFFSET + len(body) + ShareFile.LEASE_SIZE

@@ -1,0 +1,125 @@
+"""How prepared shares become ordinary ones: protocol.txt §16.6.
+
+What is on disk at each moment, so that neither a kill nor a loss of power loses a share or publishes half of
+one. A step begins when the one before is durable:
+
+    1. the record says ASSIGNING, with the storage index     (lost before: still prepared, nobody was told)
+    2. link(staged name, place)                              (lost: start-up does it again)
+    3. fsync of the directories on the way to the place      (lost: as 2)
+    4. unlink(staged name); not synced                       (lost: start-up finds both names, and does it again;
+                                                              after 5 the staged name is a stranger, and removed)
+    5. the record is removed, then the answer is given
+
+So a record that says ASSIGNING without a staged file means that 3 has happened.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from allmydata.storage.common import storage_index_to_dir
+from twisted.logger import Logger
+
+from helper.staged_share import SETTLED, Means, Outcome, StagedShare
+from helper.staging_errors import reason_of
+from helper.staging_records import remove, update
+
+
+class Publisher:
+    """Gives staged shares their places beside the stock StorageServer `stock`."""
+
+    log = Logger()
+
+    def __init__(self, stock: Any, means: Means) -> None:
+        self._stock = stock
+        self._disk = means.disk
+        self._run_in_thread = means.run_in_thread
+        self._commit = means.commit
+
+    async def publish(self, shares: Sequence[StagedShare], storage_index: bytes) -> dict[int, Outcome]:
+        """{share number: outcome} of prepared shares of one staging; each for itself."""
+        try:
+            await self._commit(*(share.begin_assignment(storage_index) for share in shares))
+        except sqlite3.Error as error:
+            self._report(error)
+            return {share.shnum: Outcome.FAILED for share in shares}
+        # One turn of the reactor, in which no stock call comes between a check and its link.
+        outcomes = {share.shnum: self.place(share, storage_index) for share in shares}
+        settled = [share for share in shares if outcomes[share.shnum] in SETTLED]
+        if settled:
+            try:
+                await self._run_in_thread(self.settle, settled, storage_index)
+            except OSError as error:
+                self._report(error)
+                outcomes |= {share.shnum: self.take_back(share, storage_index) for share in settled}
+        await self._record(shares, outcomes)
+        return outcomes
+
+    async def _record(self, shares: Sequence[StagedShare], outcomes: dict[int, Outcome]) -> None:
+        try:
+            await self._commit(*(
+                remove(share.name, share.shnum) if outcomes[share.shnum] in SETTLED else update(share.prepared_record())
+                for share in shares))
+        except sqlite3.Error as error:
+            # The outcomes stand: a restart would find the decision, and complete it once more.
+            self._report(error)
+
+    def place(self, share: StagedShare, storage_index: bytes) -> Outcome:
+        """Link the file to its place, if that is free. Never raises OSError."""
+        final = self._place_of(share, storage_index)
+        try:
+            if final.exists():
+                # the same file: an earlier try got so far
+                return Outcome.ASSIGNED if final.samefile(share.path) else Outcome.ALREADY_THERE
+            if self._is_open(share, storage_index):
+                return Outcome.BUSY
+            self._disk.make_directory(final.parent)
+            self._disk.link(share.path, final)
+        except FileExistsError:
+            return Outcome.ALREADY_THERE
+        except OSError as error:
+            self._report(error)
+            return Outcome.FAILED
+        return Outcome.ASSIGNED
+
+    def settle(self, shares: Sequence[StagedShare], storage_index: bytes) -> None:
+        """What is in its place shall stay there, and its staged name go. Blocks; OSError before anything went."""
+        place = self._place_of(shares[0], storage_index).parent
+        for directory in (place, place.parent, place.parent.parent):  # one storage index, one path
+            self._disk.fsync_directory(directory)
+        for share in shares:
+            try:
+                self._disk.unlink(share.path)
+            except OSError as error:  # without a record it goes at the next start
+                self._report(error)
+
+    def take_back(self, share: StagedShare, storage_index: bytes) -> Outcome:
+        """Its place could not be made durable: it must not be there while the staged one may go elsewhere."""
+        final = self._place_of(share, storage_index)
+        try:
+            if final.exists() and final.samefile(share.path):
+                self._disk.unlink(final)
+        except OSError as error:
+            self._report(error)
+        return Outcome.FAILED
+
+    def _place_of(self, share: StagedShare, storage_index: bytes) -> Path:
+        return Path(self._stock.sharedir, storage_index_to_dir(storage_index), str(share.shnum))
+
+    def _is_open(self, share: StagedShare, storage_index: bytes) -> bool:
+        """Whether a stock writer has the share open: its close would rename over ours.
+
+        The writers in memory are asked, not the files in shares/incoming: only a writer renames, and it is in
+        this dictionary from the call that made its file to the one that renamed or removed it. A file alone
+        may be left over from an allocation that failed after creating it, and would be in the way until the
+        node restarts; or be gone under a writer.
+        """
+        incoming = os.path.join(self._stock.incomingdir, storage_index_to_dir(storage_index), str(share.shnum))
+        return incoming in self._stock._bucket_writers
+
+    def _report(self, error: Exception) -> None:
+        self.log.error("shares could not be published: {reason}", reason=reason_of(error))
