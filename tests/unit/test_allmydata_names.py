@@ -125,7 +125,7 @@ OBJECTS = {
         "get_lease_seed", "get_permutation_seed", "get_rref", "get_serverid"},
     (NativeStorageServer, "helper/stock.py", "native"): {"get_name"},
     (NativeStorageServer, "helper/staging_client.py", "stock.native"): {"get_lease_seed"},
-    (NativeStorageServer, "helper/staging_links.py", "native"): {"get_announcement", "get_serverid"},
+    (NativeStorageServer, "helper/staging_links.py", "native"): {"get_announcement", "get_rref", "get_serverid"},
     (StorageServer, "helper/staging.py", "self._stock"): {
         "allocated_size", "get_available_space", "my_nodeid", "readonly_storage"},
     (StorageServer, "helper/staging.py", "stock"): {"storedir"},
