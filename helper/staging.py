@@ -5,7 +5,6 @@ protocol.txt part 2. Beside the node's stock StorageServer, never instead of it.
 
 from __future__ import annotations
 
-import re
 from base64 import b32encode
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,28 +23,17 @@ from helper import staging_errors as errors
 from helper.layout import DATA_OFFSET
 from helper.one_staging import Staging
 from helper.spool import RunInThread
-from helper.staged_share import CONTAINER_HEADER, SETTLED, Means, Outcome, StagedShare
+from helper.staged_share import SETTLED, Means, Outcome, StagedShare
 from helper.staging_disk import Disk
 from helper.staging_errors import disk_errors
 from helper.staging_interfaces import LARGEST_WRITE, SHARES_MAX, STAGING_NAME_SIZE
-from helper.staging_publisher import Publisher
-from helper.staging_records import (
-    Commits,
-    StagedRecord,
-    StagedState,
-    StagingRecords,
-    add,
-    remove,
-    touch,
-    update,
-)
+from helper.staging_publisher import STORAGE_INDEX_SIZE, Publisher
+from helper.staging_records import Commits, StagedRecord, StagedState, StagingRecords, add, remove, touch
+from helper.staging_recovery import Recovery
+from helper.staging_room import SPARE_PER_SHARE, Room
 
 GiB = 1024**3
-STORAGE_INDEX_SIZE = 16
 SECRET_SIZE = 32
-
-#: Kept free by writes and counted for every new share, so that shares can still be prepared; bytes.
-SPARE_PER_SHARE = 64 * 1024
 
 
 @attrs.frozen
@@ -90,8 +78,7 @@ class StagingServer:
         self._records = StagingRecords(self._directory / "staging.sqlite")
         self._commits: Commits | None = None
         self._stagings: dict[str, Staging] = {}
-        #: Bytes admitted that the file system may not have taken yet.
-        self._being_written = 0
+        self._room = Room(stock, limits.bytes_per_staging)
         self._sweeper = LoopingCall(self._sweep)
         self._sweeper.clock = clock
         self._counters = {"staged": 0, "aborted": 0, "expired": 0, "bytes_written": 0, "write_failed": 0,
@@ -100,15 +87,22 @@ class StagingServer:
     # -- life --------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Read the records of an earlier run, complete what it had decided, sweep what is no use. Blocks."""
+        """Read the records of an earlier run, complete what it had decided, sweep what is no use. Blocks.
+
+        Raises OSError, sqlite3.Error or ValueError if files and records cannot be made to agree; then call `stop`.
+        """
         if not self._directory.exists():
             self._means.disk.make_directory(self._directory, 0o700)
             self._means.disk.fsync_directory(self._directory.parent)
         self._records.open()
         self._commits = Commits(self._records, self._run_in_thread)
-        for record in self._records.all():
-            self._recover(record)
-        self._remove_strangers()
+        recovered = Recovery(self._directory, self._records, self._publisher, self._means).run()
+        for share in recovered.shares:
+            touched = share.record().touched
+            staging = self._stagings.setdefault(share.name, self._new(share.name, touched))
+            staging.touched = max(staging.touched, touched)
+            staging.shares[share.shnum] = share
+        self._count(recovered.outcomes)
         self._sweeper.start(self._limits.sweep_interval, now=True)
 
     def stop(self) -> None:
@@ -125,58 +119,10 @@ class StagingServer:
         return {**self._counters, "stagings_now": len(self._stagings), "staged_now": len(shares),
                 "staged_bytes_now": sum(share.length for share in shares)}
 
-    def _recover(self, record: StagedRecord) -> None:
-        share = self._share(record)
-        forget = [remove(record.name, record.shnum)]
-        if not share.path.exists():
-            # Removed, or published: a share being assigned loses its staged name last.
-            self._counters["assigned"] += record.state is StagedState.ASSIGNING
-            self._records.apply(forget)
-            return
-        held = share.path.stat().st_size - CONTAINER_HEADER
-        if share.synced > max(held, DATA_OFFSET):
-            self.log.error("a staged share has {held} bytes, {synced} were synced: removed",
-                           held=held, synced=share.synced)
-            self._records.apply(forget)
-            return
-        if record.state is StagedState.ASSIGNING:
-            outcome = self._complete(share, record.storage_index)
-            self._count([outcome])
-            if outcome in SETTLED:
-                self._records.apply(forget)
-                return
-            share.end_assignment(outcome)
-            self._records.apply([update(share.record())])
-        staging = self._stagings.setdefault(record.name, self._new(record.name, record.touched))
-        staging.touched = max(staging.touched, record.touched)
-        staging.shares[record.shnum] = share
-
-    def _complete(self, share: StagedShare, storage_index: bytes | None) -> Outcome:
-        """An assignment that a kill has cut."""
-        if storage_index is None or len(storage_index) != STORAGE_INDEX_SIZE:
-            return Outcome.FAILED
-        outcome = self._publisher.place(share, storage_index)
-        if outcome in SETTLED:
-            try:
-                self._publisher.settle([share], storage_index)
-            except OSError:
-                self.log.failure("a decided share could not be published")
-                return self._publisher.take_back(share, storage_index)
-        return outcome
-
-    def _remove_strangers(self) -> None:
-        """Files without a record: made, but never acknowledged; or published, and their staged name came back."""
-        known = {share.path for staging in self._stagings.values() for share in staging.live()}
-        for directory in self._directory.iterdir():
-            if re.fullmatch(r"[a-z2-7]{52}", directory.name):
-                for path in {*directory.iterdir()} - known:
-                    self._means.disk.unlink(path)
-                self._remove_directory(directory)
-
     # -- protocol.txt §16 -----------------------------------------------------------------------------------------
 
     def get_version(self) -> dict[str, int]:
-        space = self._space()
+        space = self._room.available()
         return {"available-space": 2**63 if space is None else max(0, space - SPARE_PER_SHARE),
                 "largest-write": LARGEST_WRITE, "bytes-per-staging": self._limits.bytes_per_staging}
 
@@ -195,7 +141,7 @@ class StagingServer:
             async with staging.structure:
                 new = sorted({*shnums} - {*staging.shares})
                 if new:
-                    self._check_room(staging, len(new) * size, len(new) * (size + SPARE_PER_SHARE), 0)
+                    self._room.check(staging, len(new) * size, len(new) * (size + SPARE_PER_SHARE), 0)
                     await self._create(staging, new)
                     self._counters["staged"] += len(new)
                 return _held(staging)
@@ -204,7 +150,8 @@ class StagingServer:
         staging = self._find(name)
         share = staging.find(shnum)
         with self._using(staging), self._counted_failures():
-            length = await share.write(offset, data, lambda grows: self._admit(staging, grows, grows, SPARE_PER_SHARE))
+            length = await share.write(
+                offset, data, lambda grows: self._room.admit(staging, grows, grows, SPARE_PER_SHARE))
             self._counters["bytes_written"] += len(data)
             return {"length": length, "synced": share.synced}
 
@@ -223,7 +170,7 @@ class StagingServer:
         lease = LeaseInfo(0, renew_secret, cancel_secret, expires, self._stock.my_nodeid)
         with self._using(staging), self._counted_failures():
             # may use what writes have kept free
-            await share.prepare(size, lease, lambda overhead: self._admit(staging, 0, overhead, 0))
+            await share.prepare(size, lease, lambda overhead: self._room.admit(staging, 0, overhead, 0))
 
     async def assign(self, name: bytes, storage_index: bytes, shnums: Sequence[int]) -> dict[int, Outcome]:
         """{share number: outcome} of the shares named; of all that are prepared, if none are."""
@@ -295,14 +242,14 @@ class StagingServer:
     async def _remove(self, staging: Staging, shares: list[StagedShare]) -> int:
         """How many were removed; those that are being assigned may be published instead. Holds `structure`."""
         removed = await gatherResults(
-            [Deferred.fromCoroutine(self._remove_file(staging, share)) for share in shares], consumeErrors=True)
+            [Deferred.fromCoroutine(self._remove_file(share)) for share in shares], consumeErrors=True)
         gone = [share for share, is_removed in zip(shares, removed, strict=True) if is_removed]
         for share in gone:
             del staging.shares[share.shnum]
         await self._commit(*(remove(share.name, share.shnum) for share in gone))
         return len(gone)
 
-    async def _remove_file(self, staging: Staging, share: StagedShare) -> bool:
+    async def _remove_file(self, share: StagedShare) -> bool:
         while share.state is StagedState.ASSIGNING:
             if await share.assignment() in SETTLED:
                 return False
@@ -391,37 +338,6 @@ class StagingServer:
     def _failed(self, failure: Any) -> None:
         self.log.failure("staging records could not be written", failure)
 
-    # -- space ---------------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _admit(self, staging: Staging, grows: int, takes: int, spare: int) -> Iterator[None]:
-        """While they are being written they are neither in a share's length nor, surely, in the free space."""
-        self._check_room(staging, grows, takes, spare)
-        staging.being_written += grows
-        self._being_written += takes
-        try:
-            yield
-        finally:
-            staging.being_written -= grows
-            self._being_written -= takes
-
-    def _check_room(self, staging: Staging, grows: int, takes: int, spare: int) -> None:
-        """Share data is to grow by `grows`, which takes `takes` bytes of the file system and must leave `spare`."""
-        if self._stock.readonly_storage:
-            raise errors.ReadOnly
-        if staging.used + grows > self._limits.bytes_per_staging:
-            raise errors.StagingFull(self._limits.bytes_per_staging, staging.used + grows)
-        space = self._space()
-        if space is not None and takes and takes > space - spare:
-            raise errors.NoSpace(max(0, space - spare), takes)
-
-    def _space(self) -> int | None:
-        """Bytes beyond reserved_space, less what stock writers have allocated and what is being written here.
-        None if the platform cannot tell."""
-        space = self._stock.get_available_space()
-        if space is None:
-            return None
-        return int(space - self._stock.allocated_size() - self._being_written)
 
 
 def _key(name: bytes) -> str:

@@ -96,7 +96,7 @@ class Stopping(Refusal):
     code = "stopping"
 
     def text(self) -> str:
-        return "the storage node is shutting down"
+        return "the storage node is shutting down, or could not open its staging records"
 
 
 #: Every code of protocol.txt §18.

@@ -104,6 +104,7 @@ class StagingService(Service):
     """A StagingServer and its threads, from the node's start to its end."""
 
     name = "tahoe-streaming-staging"
+    log = Logger()
 
     def __init__(self, stock: Any, limits: StagingLimits) -> None:
         self._threads = ThreadPool(1, THREADS, "staging")
@@ -115,7 +116,11 @@ class StagingService(Service):
     def startService(self) -> None:
         super().startService()
         self._threads.start()
-        self.staging.start()
+        try:
+            self.staging.start()
+        except Exception:  # noqa: BLE001 (whatever it is: the node's ordinary shares must not go with it)
+            self.log.failure("staging could not start; its calls are refused")
+            self.staging.stop()
 
     def stopService(self) -> None:
         super().stopService()

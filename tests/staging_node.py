@@ -206,7 +206,7 @@ class Node:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.clock = Clock()
-        self.clock.advance(10**9)
+        self.clock.advance(10**9)  # seconds since the epoch
         self.limits = StagingLimits()
         self.reserved = 0
         self.readonly = False
@@ -218,6 +218,8 @@ class Node:
 
     def start(self) -> None:
         self.power.ends_before = None
+        time, self.clock = self.clock.seconds(), Clock()  # timers of an earlier life ended with it
+        self.clock.advance(time)
         self.threads = Threads(self.power)
         self.stock = StorageServer(str(self.directory), b"i" * 20, clock=self.clock, reserved_space=self.reserved,
                                    readonly_storage=self.readonly)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Self
 
 import oracle
@@ -27,11 +26,8 @@ NAME = os.urandom(32)
 def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalGrid]:
     options = GridOptions(storage_nodes=1, k=1, happy=1, n=1, helper=None,
                           storage_options=[f"plugins = {PLUGIN_NAME}"])
-    with pytest.MonkeyPatch.context() as patched:
-        # An editable installation is on no path that Twisted looks for plugins.
-        patched.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-        with LocalGrid(tmp_path_factory.mktemp("staging") / "grid", options) as grid:
-            yield grid
+    with LocalGrid(tmp_path_factory.mktemp("staging") / "grid", options) as grid:
+        yield grid
 
 
 def plugin_furl(grid: LocalGrid) -> str:

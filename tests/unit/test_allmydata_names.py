@@ -126,8 +126,9 @@ OBJECTS = {
     (NativeStorageServer, "helper/stock.py", "native"): {"get_name"},
     (NativeStorageServer, "helper/staging_client.py", "stock.native"): {"get_lease_seed"},
     (NativeStorageServer, "helper/staging_links.py", "native"): {"get_announcement", "get_rref", "get_serverid"},
-    (StorageServer, "helper/staging.py", "self._stock"): {
-        "allocated_size", "get_available_space", "my_nodeid", "readonly_storage"},
+    (StorageServer, "helper/staging.py", "self._stock"): {"my_nodeid"},
+    (StorageServer, "helper/staging_room.py", "self._stock"): {
+        "allocated_size", "get_available_space", "readonly_storage"},
     (StorageServer, "helper/staging.py", "stock"): {"storedir"},
     (StorageServer, "helper/staging_plugin.py", "stock"): {"stats_provider"},
     (StorageServer, "helper/staging_publisher.py", "self._stock"): {"_bucket_writers", "incomingdir", "sharedir"},

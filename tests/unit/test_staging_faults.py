@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from allmydata.storage.immutable import ShareFile
@@ -15,7 +16,8 @@ from staging_node import BODY, HEADER, NAME, OTHER, SECRETS, SI, SIZE, Call, Nod
 from helper import staging_errors as errors
 from helper.layout import DATA_OFFSET
 from helper.staged_share import CONTAINER_HEADER, PREPARED_OVERHEAD, SYNC_INTERVAL
-from helper.staging import SPARE_PER_SHARE, Held
+from helper.staging import Held
+from helper.staging_room import SPARE_PER_SHARE
 
 MiB = 1024 * 1024
 
@@ -130,6 +132,56 @@ def test_an_end_before_any_step_of_prepare(tmp_path: Path, end: str) -> None:
         node.stop()
         step += 1
     assert step > 6
+
+
+OTHER_CALLS: dict[str, Any] = {
+    "stage": lambda staging: staging.stage(NAME, [1, 2, 3], 0),
+    "write": lambda staging: staging.write(NAME, 1, DATA_OFFSET, bytes(SYNC_INTERVAL)),
+    "abort one": lambda staging: staging.abort(NAME, [1]),
+    "abort all": lambda staging: staging.abort(NAME, []),
+}
+
+
+@pytest.mark.parametrize("end", ["kill", "lose_power"])
+@pytest.mark.parametrize("call", [*OTHER_CALLS, "expiry"])
+def test_an_end_before_any_step_of_other_calls(tmp_path: Path, end: str, call: str) -> None:
+    done, step = False, 0
+    while not done:
+        node = Node(tmp_path / f"node{step}")
+        node.full_share(0)
+        node.stage(NAME, [1])
+        if call == "expiry":
+            node.clock.advance(node.limits.expiry)  # not yet
+        node.power.ends_before = node.power.steps + step
+        if call == "expiry":
+            node.clock.advance(node.limits.sweep_interval)
+            done = not node.power.off
+        else:
+            done = Call(OTHER_CALLS[call](node.staging)).done
+        getattr(node, end)()
+        try:
+            held = {share.shnum: share for share in node.held()}
+        except errors.UnknownStaging:
+            held = {}
+        before, after = {0, 1}, {"stage": {0, 1, 2, 3}, "abort one": {0}, "write": {0, 1}}.get(call, set())
+        assert {*held} >= before & after
+        assert {*held} <= before | after
+        if done:
+            assert {*held} == after
+        if 0 in held:
+            assert held[0] == Held(0, "prepared", SIZE, SIZE)
+        if call == "write":
+            assert held[1].length == DATA_OFFSET + SYNC_INTERVAL * (held[1].length > DATA_OFFSET)
+            assert held[1].length > DATA_OFFSET or not done
+        # nothing is left over, and everything can be had again
+        assert {int(path.name) for path in node.staged_files() if path.is_file()} == {*held}
+        node.abort()
+        assert node.staged_files() == []
+        node.full_share(1)
+        assert node.assign() == {1: "assigned"}
+        node.stop()
+        step += 1
+    assert step > 2
 
 
 @pytest.mark.parametrize("end", ["kill", "lose_power"])
