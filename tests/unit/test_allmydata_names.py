@@ -98,6 +98,7 @@ FOOLSCAP = {
     "foolscap.api.Tub",
     "foolscap.api.TupleOf",
     "foolscap.api.Violation",
+    "foolscap.api.eventually",
     "foolscap.furl.BadFURLError",
     "foolscap.schema.ChoiceOf",
     "foolscap.tokens.BananaError",
