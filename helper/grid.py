@@ -112,7 +112,8 @@ class TahoeGrid:
                 native.on_status_changed(lambda _native: self._changed())
         self.servers_for(bytes(16))  # asks for plugins that are not asked for yet
         for again in list(self._waiting):
-            again()
+            if again in self._waiting:  # one that fires may make others give up
+                again()
 
     def _lease_secrets(self, storage_index: bytes, lease_seed: bytes) -> tuple[bytes, bytes]:
         """As the stock uploader derives them (allmydata.immutable.upload)."""

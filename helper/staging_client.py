@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 import attrs
 from allmydata.util import hashutil
-from twisted.internet.defer import Deferred
+from foolscap.api import DeadReferenceError, eventually
+from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from helper.interfaces import SIZE_MAX
@@ -34,7 +35,7 @@ class StagingLink(Protocol):
 
     @property
     def rref(self) -> Any:
-        """Refers to an RIStagingServer."""
+        """Refers to an RIStagingServer; None while it is not connected."""
 
     def abort_later(self, name: bytes, shnum: int) -> None:
         """Remove a staged share as soon as the server is connected again."""
@@ -64,7 +65,7 @@ class StagingStorageServer:
         return self.stock.permutation_seed
 
     def free_space(self) -> Deferred[int | None]:
-        d: Deferred[Any] = self.link.rref.callRemote("get_version")
+        d = _ask(self.link, "get_version")
         return d.addCallback(lambda answer: _number(_checked(answer), b"available-space"))
 
     def allocate(self, target: Target, shnums: Sequence[int], allocation: Allocation) -> Deferred[Granted]:
@@ -79,7 +80,7 @@ class StagingStorageServer:
         if not wanted:
             return Granted({}, existing)
         name = staging_name(target.staging_secret, self.server_id)
-        answer, held = await self.link.rref.callRemote("stage", name, wanted, allocation.share_size)
+        answer, held = await _ask(self.link, "stage", name, wanted, allocation.share_size)
         _checked(answer)
         sinks: dict[int, ShareSink] = {
             shnum: StagedSink(self, name, shnum, min(length, SIZE_MAX), state == _PREPARED)
@@ -93,6 +94,9 @@ class StagingStorageServer:
 
     def on_disconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
         rref = self.link.rref
+        if rref is None:  # as Foolscap does for a reference that is dead
+            eventually(callback)
+            return lambda: None
         marker = rref.notifyOnDisconnect(callback)
         return lambda: rref.dontNotifyOnDisconnect(marker)
 
@@ -111,7 +115,7 @@ class StagedSink:
         return self._call("write", self.shnum, offset, data)
 
     def touch(self) -> Deferred[None]:
-        d: Deferred[Any] = self.server.link.rref.callRemote("held", self.name)
+        d = _ask(self.server.link, "held", self.name)
         return d.addCallback(lambda answer_and_held: _done(answer_and_held[0]))
 
     def seal(self, storage_index: bytes, size: int) -> Deferred[None]:
@@ -123,7 +127,7 @@ class StagedSink:
         return Deferred.fromCoroutine(self._publish(storage_index))
 
     async def _publish(self, storage_index: bytes) -> ExistingShare | None:
-        answer, outcomes = await self.server.link.rref.callRemote("assign", self.name, storage_index, [self.shnum])
+        answer, outcomes = await _ask(self.server.link, "assign", self.name, storage_index, [self.shnum])
         # An unknown staging has been assigned before, and the answer was lost: then the share is there.
         outcome = dict(outcomes).get(self.shnum, b"") if _code(answer) == b"ok" else _code(answer)
         if outcome == b"assigned":
@@ -135,7 +139,7 @@ class StagedSink:
         raise ServerRefused(f"did not publish a share: {outcome.decode('ascii', 'replace')}")
 
     def abort(self) -> Deferred[None]:
-        d: Deferred[Any] = self.server.link.rref.callRemote("abort", self.name, [self.shnum])
+        d = _ask(self.server.link, "abort", self.name, [self.shnum])
 
         def failed(failure: Failure) -> None:
             if failure.check(*CONNECTION_LOST):
@@ -144,8 +148,15 @@ class StagedSink:
         return d.addCallbacks(lambda _answer: None, failed)
 
     def _call(self, method: str, *arguments: Any) -> Deferred[None]:
-        d: Deferred[Any] = self.server.link.rref.callRemote(method, self.name, *arguments)
-        return d.addCallback(_done)
+        return _ask(self.server.link, method, self.name, *arguments).addCallback(_done)
+
+
+def _ask(link: StagingLink, method: str, *arguments: Any) -> Deferred[Any]:
+    """Call the plugin. While it is away that fails as a call on a lost connection does, and at once."""
+    if link.rref is None:
+        return fail(DeadReferenceError("the staging plugin is not connected"))
+    d: Deferred[Any] = link.rref.callRemote(method, *arguments)
+    return d
 
 
 def _code(answer: Any) -> bytes:

@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from helper.sinks import CONNECTION_LOST
 from helper.staging_interfaces import PLUGIN_NAME
 from helper.stock import short_name
 
@@ -46,15 +47,17 @@ class PluginLink:
         self._clock = clock
         self._on_change = on_change
         self._furl: str | None = None
+        self._node: Any = None  # the node's own connection, over which it was seen last
         self._attempt: Deferred[Any] | None = None
         self._retry: IDelayedCall | None = None
         self._delay = RETRY_FIRST
+        self._stopped = self._unreachable = False
         self._aborts: list[tuple[bytes, int]] = []
 
     @property
     def connecting(self) -> bool:
-        """Whether it will soon be known whether the plugin can be reached."""
-        return self._attempt is not None
+        """Whether it will soon be known whether the plugin can be reached. Not while it is only tried again."""
+        return self._attempt is not None and not self._unreachable
 
     def abort_later(self, name: bytes, shnum: int) -> None:
         """See StagingLink."""
@@ -63,57 +66,77 @@ class PluginLink:
         if self.rref is not None:
             self._send_aborts()
 
-    def connect(self, furl: str) -> None:
-        """The node is connected: see whether its plugin is. No-op while it is, or is being tried."""
+    def connect(self, furl: str, node: Any) -> None:
+        """The node is connected (`node` is another object for each connection): see whether its plugin is. No-op
+        while it is, is being tried, or could not be reached and will be tried again."""
+        anew = furl != self._furl or node is not self._node
         if furl != self._furl:
             self._furl, self.rref = furl, None
-        if self.rref is not None or self._attempt is not None:
-            return
-        self._cancel_retry()
-        self._attempt = d = self._get_reference(furl)
-        d.addCallbacks(self._connected, self._failed, callbackArgs=(furl,))
+        self._node = node
+        if anew:
+            self._unreachable = False
+        if anew or self._retry is None:
+            self._try()
 
     def stop(self) -> None:
         """Try no more."""
+        self._stopped = True
         self._cancel_retry()
+
+    def _try(self) -> None:
+        if self.rref is not None or self._attempt is not None or self._furl is None or self._stopped:
+            return
+        self._cancel_retry()
+        self._attempt = d = self._get_reference(self._furl)
+        d.addCallbacks(self._connected, self._failed, callbackArgs=(self._furl,))
 
     def _connected(self, rref: Any, furl: str) -> None:
         self._attempt = None
         if furl != self._furl:  # announced anew meanwhile
-            self._again()
+            self._try()
             return
-        self._delay = RETRY_FIRST
+        self._delay, self._unreachable = RETRY_FIRST, False
         self.rref = rref
         rref.notifyOnDisconnect(self._lost, rref)
         self._send_aborts()
         self._on_change()
 
     def _failed(self, failure: Failure) -> None:
-        self._attempt = None
+        self._attempt, self._unreachable = None, True
         self.log.warn("the staging plugin of storage server {server} cannot be reached: {kind}",
                       server=self._name, kind=type(failure.value).__name__)
-        self._retry = self._clock.callLater(self._delay, self._again)
+        if not self._stopped:
+            self._retry = self._clock.callLater(self._delay, self._again)
         self._delay = min(RETRY_MOST, 2 * self._delay)
         self._on_change()  # its node counts as stock now
 
     def _lost(self, rref: Any) -> None:
         if self.rref is rref:
             self.rref = None
-            self._again()
+            self._try()
 
     def _again(self) -> None:
-        if self._furl is not None:
-            self.connect(self._furl)
+        self._retry = None
+        self._try()
 
     def _cancel_retry(self) -> None:
-        if self._retry is not None and self._retry.active():
+        if self._retry is not None:
             self._retry.cancel()
+            self._retry = None
 
     def _send_aborts(self) -> None:
         aborts, self._aborts = self._aborts, []
         for name, shnum in aborts:
-            # what fails now expires there
-            self.rref.callRemote("abort", name, [shnum]).addErrback(lambda _failure: None)
+            self.rref.callRemote("abort", name, [shnum]).addErrback(self._abort_failed, self.rref, name, shnum)
+
+    def _abort_failed(self, failure: Failure, rref: Any, name: bytes, shnum: int) -> None:
+        """What was refused expires there. If the connection was lost we may not have been told so yet."""
+        if not failure.check(*CONNECTION_LOST):
+            return
+        if len(self._aborts) < ABORTS_MAX:
+            self._aborts.append((name, shnum))
+        if self.rref is not None and self.rref is not rref:
+            self._send_aborts()
 
 
 class StagingLinks:
@@ -137,7 +160,7 @@ class StagingLinks:
         if link is None:
             link = self._links[server_id] = PluginLink(
                 short_name(native), self._get_reference, self._clock, self._on_change)
-        link.connect(furl)
+        link.connect(furl, native.get_rref())
         return link
 
     def stop(self) -> None:

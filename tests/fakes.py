@@ -369,6 +369,7 @@ class FakeStagingServer(FakeServer):
         self.sync_interval = sync_interval
         self.staged: dict[tuple[bytes, int], StagedData] = {}
         self.touched = 0
+        self.read_only = False  # as `[storage] readonly`, found out only when asked
         self._aborts: list[tuple[bytes, int]] = []
 
     def kill(self) -> None:
@@ -417,6 +418,8 @@ class FakeStagingServer(FakeServer):
         wanted = [shnum for shnum in shnums if shnum not in existing]
         new = [shnum for shnum in wanted if (target.staging_secret, shnum) not in self.staged]
         room = self.room()
+        if new and self.read_only:
+            raise ServerError("read-only")
         if new and room is not None and room <= size * len(new):
             raise ServerError("no-space")
         sinks: dict[int, ShareSink] = {}
@@ -477,6 +480,8 @@ class FakeStagedSink:
             raise ServerError("already-prepared")
         if not (end <= DATA_OFFSET or DATA_OFFSET <= offset <= len(share.data)):
             raise ServerError("offset-gap")
+        if self.server.read_only:
+            raise ServerError("read-only")
         room = self.server.room()
         if room is not None and end - len(share.data) > room:
             raise ServerError("no-space")
@@ -490,8 +495,10 @@ class FakeStagedSink:
 
     def _seal(self, size: int) -> None:
         share = self._share()
-        if not DATA_OFFSET < size <= len(share.data):
+        if not DATA_OFFSET < size <= len(share.data) or (share.prepared and size != len(share.data)):
             raise ServerError("wrong-size")
+        if not any(share.data[:4]):
+            raise ServerError("offset-gap")  # the header is missing
         del share.data[size:]
         share.prepared = True
 

@@ -1,192 +1,73 @@
 """What helper/ may rely on in every kind of storage server (helper/sinks.py), and what it must expect.
 
-The same suite runs against the fake servers of the other tests and against the real helper.stock.StockServer,
-which talks over a loopback Foolscap connection to allmydata's own storage server.
+The same suite runs against the fake servers of the other tests and against the real ones (tests/server_benches.py).
+What only stock servers do stands at the end; what staging servers add has a suite of its own.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import oracle
 import pytest
-import reactor_loop
-from allmydata.storage.immutable import ShareFile
-from allmydata.storage.server import FoolscapStorageServer, StorageServer
-from allmydata.storage_client import NativeStorageServer
-from allmydata.util import base32
-from fakes import FakeServer
-from foolscap.api import Tub
+from server_benches import BENCHES, SI, TARGET, Bench
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.task import Clock
-from world import begin
 
-from helper.parameters import Parameters
+from helper.layout import DATA_OFFSET
 from helper.placement import Allocation
-from helper.sinks import Granted, ShareSink
-from helper.sinks import StorageServer as Server
-from helper.stock import StockServer
+from helper.sinks import Granted, ShareSink, Target
 
-T = TypeVar("T")
-
-SI = bytes(range(16))
 KEY = bytes(16)
-PARAMETERS = Parameters(3, 1, 5, 128)
+#: What stands before the data of every share.
+HEADER = b"\0\0\0\2" + b"h" * (DATA_OFFSET - 4)
 
 
-class Bench(Protocol):
-    """A server under test, and what only the test may know about it."""
-
-    @property
-    def server(self) -> Server: ...
-    def make(self, capacity: int) -> None:
-        """Start it, with so many bytes of room."""
-    def run(self, call: Callable[[], Awaitable[T]]) -> T: ...
-    def content(self, shnum: int) -> bytes | None:
-        """The bytes that readers see of a share of SI."""
-    def open_shares(self) -> int:
-        """How many shares are being written."""
-    def disconnect(self) -> None: ...
-    def reconnect(self) -> None: ...
-    def stop(self) -> None: ...
-
-
-class FakeBench:
-    def make(self, capacity: int) -> None:
-        self._clock = Clock()
-        self.server = FakeServer("fake", self._clock, capacity)
-
-    def run(self, call: Callable[[], Awaitable[T]]) -> T:
-        results: list[Any] = []
-        begin(call()).addBoth(results.append)
-        self._clock.advance(0)
-        assert results, "no answer"
-        if hasattr(results[0], "raiseException"):
-            results[0].raiseException()
-        result: T = results[0]
-        return result
-
-    def content(self, shnum: int) -> bytes | None:
-        share = self.server.share(SI, shnum)
-        return None if share is None else share.data.ljust(share.allocated, b"\0")
-
-    def open_shares(self) -> int:
-        return len(self.server.open)
-
-    def disconnect(self) -> None:
-        self.server.disconnect()
-        self._clock.advance(0)
-
-    def reconnect(self) -> None:
-        self.server.reconnect()
-
-    def stop(self) -> None:
-        pass
-
-
-class RoomyStorageServer(StorageServer):  # type: ignore[misc]
-    """Says that its disk has a certain room, instead of asking the disk."""
-
-    capacity = 0
-
-    def get_available_space(self) -> int:
-        used = sum(p.stat().st_blocks * 512 for p in Path(self.sharedir).rglob("*") if p.is_file())
-        return max(0, self.capacity - used)
-
-
-def _client_tub() -> Tub:
-    """With the options of a node's Tubs (allmydata.node)."""
-    tub = Tub(certData=reactor_loop.certificate("storage client"))
-    tub.setOption("expose-remote-exception-types", False)
-    return tub
-
-
-class StockBench:
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def make(self, capacity: int) -> None:
-        self.storage = RoomyStorageServer(str(self._directory), b"n" * 20)
-        self.storage.capacity = capacity
-        reactor_loop.run(self._start)
-
-    async def _start(self) -> None:
-        self._tub = reactor_loop.listening_tub("storage server")
-        furl = self._tub.registerReference(FoolscapStorageServer(self.storage))
-        announcement = {"anonymous-storage-FURL": furl, "permutation-seed-base32": base32.b2a(b"p" * 20).decode()}
-        self._native = NativeStorageServer(
-            b"v0-" + base32.b2a(b"s" * 32), announcement, lambda _overrides: _client_tub(), {}, None)
-        self._native.startService()
-        self._native.start_connecting(None)
-        await reactor_loop.turns(self._native.is_connected)
-
-    @property
-    def server(self) -> StockServer:
-        return StockServer(self._native, lambda _si, _seed: (b"r" * 32, b"c" * 32))
-
-    def run(self, call: Callable[[], Awaitable[T]]) -> T:
-        return reactor_loop.run(call)
-
-    def content(self, shnum: int) -> bytes | None:
-        paths = dict(self.storage.get_shares(SI))
-        if shnum not in paths:
-            return None
-        share = ShareFile(paths[shnum])
-        return bytes(share.read_share_data(0, share.get_length()))
-
-    def open_shares(self) -> int:
-        return len(self.storage._bucket_writers)
-
-    def disconnect(self) -> None:
-        """From the server's side, as a router would."""
-        async def cut() -> None:
-            for broker in list(self._tub.brokers.values()):
-                broker.transport.loseConnection()
-            await reactor_loop.turns(lambda: not self._native.is_connected() and not self.open_shares())
-
-        self.run(cut)
-
-    def reconnect(self) -> None:
-        async def again() -> None:
-            self._native.try_to_connect()
-            await reactor_loop.turns(self._native.is_connected)
-
-        self.run(again)
-
-    def stop(self) -> None:
-        async def stop() -> None:
-            await self._native.stopService()
-            await self._tub.stopService()
-
-        self.run(stop)
-
-
-@pytest.fixture(params=["fake", "stock"])
-def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     """A server with a megabyte of room."""
-    bench: Bench = FakeBench() if request.param == "fake" else StockBench(tmp_path / "storage")
+    bench = BENCHES[request.param](tmp_path / "storage")
     bench.make(1_000_000)
     yield bench
     bench.stop()
 
 
+bench = pytest.fixture(made, params=list(BENCHES), name="bench")
+stock_bench = pytest.fixture(made, params=["fake", "stock"], name="stock_bench")
+
+
 def allocate(bench: Bench, shnums: Sequence[int], size: int = 1000) -> Granted:
-    return bench.run(lambda: bench.server.allocate(SI, shnums, Allocation(size, size)))
+    return bench.run(lambda: bench.server.allocate(TARGET, shnums, Allocation(size, size)))
 
 
 def sink(bench: Bench, shnum: int = 0, size: int = 1000) -> ShareSink:
     return allocate(bench, [shnum], size).sinks[shnum]
 
 
-def write_share(bench: Bench, data: bytes, shnum: int = 0) -> None:
-    one = sink(bench, shnum, len(data))
-    bench.run(lambda: one.write(0, data))
-    bench.run(one.seal)
-    bench.run(one.publish)
+def share_of(data: bytes) -> bytes:
+    """A share with this data, and no trailer."""
+    return HEADER + data
+
+
+def write_share(bench: Bench, share: bytes, shnum: int = 0) -> None:
+    """All that the pusher does for a share."""
+    one = sink(bench, shnum, len(share))
+    write(bench, one, share)
+    publish(bench, one, len(share))
+
+
+def write(bench: Bench, one: ShareSink, share: bytes) -> None:
+    """The header last."""
+    if len(share) > DATA_OFFSET:
+        bench.run(lambda: one.write(DATA_OFFSET, share[DATA_OFFSET:]))
+    bench.run(lambda: one.write(0, share[:DATA_OFFSET]))
+
+
+def publish(bench: Bench, one: ShareSink, size: int) -> None:
+    bench.run(lambda: one.seal(SI, size))
+    assert bench.run(lambda: one.publish(SI)) is None
 
 
 # -- asking for room ------------------------------------------------------------------------------------
@@ -215,28 +96,8 @@ def test_every_share_asked_for_is_granted(bench: Bench) -> None:
     assert bench.open_shares() == 3
 
 
-def test_what_does_not_fit_is_refused_by_leaving_it_out(bench: Bench) -> None:
-    granted = allocate(bench, [0, 1, 2], 400_000)
-    assert len(granted.sinks) == 2
-    assert not granted.existing
-
-
-def test_open_allocations_count_against_the_room(bench: Bench) -> None:
-    first = sink(bench, 0, 900_000)
-    assert not allocate(bench, [1], 900_000).sinks
-    bench.run(first.abort)
-    assert set(allocate(bench, [1], 900_000).sinks) == {1}
-
-
-def test_a_share_open_elsewhere_is_neither_granted_nor_existing(bench: Bench) -> None:
-    sink(bench, 3)
-    granted = allocate(bench, [3])
-    assert not granted.sinks
-    assert not granted.existing
-
-
 def test_other_shares_that_are_there_are_not_told(bench: Bench) -> None:
-    write_share(bench, b"x" * 100, 3)
+    write_share(bench, share_of(b"x" * 100), 3)
     granted = allocate(bench, [4])
     assert set(granted.sinks) == {4}
     assert not granted.existing
@@ -246,71 +107,68 @@ def test_other_shares_that_are_there_are_not_told(bench: Bench) -> None:
 
 
 def test_a_share_is_read_only_once_it_is_published(bench: Bench) -> None:
-    one = sink(bench, 0, 10)
-    bench.run(lambda: one.write(0, b"0123456789"))
+    share = share_of(b"0123456789")
+    one = sink(bench, 0, len(share))
+    write(bench, one, share)
     assert bench.content(0) is None
-    bench.run(one.seal)
+    bench.run(lambda: one.seal(SI, len(share)))
     assert bench.content(0) is None
-    bench.run(one.publish)
-    assert bench.content(0) == b"0123456789"
+    assert bench.open_shares() == 1
+    assert bench.run(lambda: one.publish(SI)) is None
+    assert bench.content(0) == share
     assert not bench.open_shares()
 
 
-def test_the_header_may_be_written_last(bench: Bench) -> None:
-    one = sink(bench, 0, 10)
-    for offset, data in ((4, b"4567"), (8, b"89"), (0, b"0123")):
-        bench.run(partial(one.write, offset, data))
-    bench.run(one.publish)
-    assert bench.content(0) == b"0123456789"
+def test_the_header_may_be_written_last_and_in_parts(bench: Bench) -> None:
+    share = share_of(b"0123456789")
+    one = sink(bench, 0, len(share))
+    for start, end in ((DATA_OFFSET, DATA_OFFSET + 6), (DATA_OFFSET + 6, len(share)), (0, 4), (4, DATA_OFFSET)):
+        bench.run(partial(one.write, start, share[start:end]))
+    publish(bench, one, len(share))
+    assert bench.content(0) == share
 
 
 def test_writes_may_overlap_in_time_and_are_answered_in_order(bench: Bench) -> None:
-    one = sink(bench, 0, 100)
+    share = share_of(b"".join(b"%010d" % i for i in range(10)))
+    one = sink(bench, 0, len(share))
     answered: list[int] = []
 
-    def write(i: int) -> Deferred[None]:
-        return one.write(i * 10, b"%010d" % i).addCallback(lambda _none: answered.append(i))
+    def write_block(i: int) -> Deferred[None]:
+        return one.write(DATA_OFFSET + i * 10, b"%010d" % i).addCallback(lambda _none: answered.append(i))
 
     def all_writes() -> Deferred[Any]:
-        return gatherResults([write(i) for i in range(10)])
+        return gatherResults([*(write_block(i) for i in range(10)), one.write(0, HEADER)])
 
     bench.run(all_writes)
-    bench.run(one.publish)
+    publish(bench, one, len(share))
     assert answered == list(range(10))
-    assert bench.content(0) == b"".join(b"%010d" % i for i in range(10))
+    assert bench.content(0) == share
 
 
-def test_more_may_be_allocated_than_written_the_rest_is_zeros(bench: Bench) -> None:
-    one = sink(bench, 0, 500_000)
-    bench.run(lambda: one.write(0, b"abc"))
-    bench.run(one.publish)
-    assert bench.content(0) == b"abc" + bytes(500_000 - 3)
+def test_the_same_bytes_may_be_written_again(bench: Bench) -> None:
+    share = share_of(b"abcdef")
+    one = sink(bench, 0, len(share))
+    bench.run(lambda: one.write(0, HEADER[:4]))
+    for data in (b"abcd", b"ab", b"abcdef"):
+        bench.run(partial(one.write, DATA_OFFSET, data))
+    bench.run(lambda: one.write(0, HEADER[:4]))
+    bench.run(lambda: one.write(0, HEADER))
+    publish(bench, one, len(share))
+    assert bench.content(0) == share
 
 
-def test_nothing_can_be_written_past_the_allocation(bench: Bench) -> None:
-    one = sink(bench, 0, 10)
-    with pytest.raises(Exception):  # noqa: B017, PT011 - of the server's choosing
-        bench.run(lambda: one.write(8, b"abc"))
-
-
-def test_the_same_bytes_may_be_written_again_to_keep_the_share_alive(bench: Bench) -> None:
-    one = sink(bench, 0, 10)
-    bench.run(lambda: one.write(0, b"abcd"))
-    bench.run(lambda: one.write(0, b"ab"))
-    bench.run(lambda: one.write(0, b"abcdef"))
-    bench.run(one.publish)
-    assert bench.content(0) == b"abcdef" + bytes(4)
-
-
-def test_other_bytes_cannot_be_written_over_those_written(bench: Bench) -> None:
-    one = sink(bench, 0, 10)
-    bench.run(lambda: one.write(0, b"abcd"))
-    with pytest.raises(Exception):  # noqa: B017, PT011
-        bench.run(lambda: one.write(2, b"xy"))
-    bench.run(one.publish)
-    content = bench.content(0)
-    assert content is not None
-    assert content[:4] == b"abcd"
+def test_a_share_can_be_kept_alive_at_any_time_before_it_is_published(bench: Bench) -> None:
+    share = share_of(b"abcdef")
+    one = sink(bench, 0, len(share))
+    bench.run(one.touch)
+    bench.run(lambda: one.write(DATA_OFFSET, b"abcdef"))
+    bench.run(one.touch)
+    bench.run(lambda: one.write(0, HEADER))
+    bench.run(one.touch)
+    bench.run(lambda: one.seal(SI, len(share)))
+    bench.run(one.touch)
+    assert bench.run(lambda: one.publish(SI)) is None
+    assert bench.content(0) == share
 
 
 # -- letting go -------------------------------------------------------------------------------------------
@@ -318,7 +176,7 @@ def test_other_bytes_cannot_be_written_over_those_written(bench: Bench) -> None:
 
 def test_abort_leaves_nothing_and_the_share_can_be_had_again(bench: Bench) -> None:
     one = sink(bench, 0)
-    bench.run(lambda: one.write(0, b"abcd"))
+    bench.run(lambda: one.write(DATA_OFFSET, b"abcd"))
     bench.run(one.abort)
     assert not bench.open_shares()
     assert bench.content(0) is None
@@ -333,41 +191,33 @@ def test_abort_may_be_repeated(bench: Bench) -> None:
 
 
 def test_abort_after_publish_changes_nothing(bench: Bench) -> None:
-    one = sink(bench, 0, 4)
-    bench.run(lambda: one.write(0, b"abcd"))
-    bench.run(one.publish)
+    share = share_of(b"abcd")
+    one = sink(bench, 0, len(share))
+    write(bench, one, share)
+    publish(bench, one, len(share))
     bench.run(one.abort)
-    assert bench.content(0) == b"abcd"
+    assert bench.content(0) == share
 
 
 def test_an_aborted_share_takes_no_more_bytes(bench: Bench) -> None:
     one = sink(bench, 0)
     bench.run(one.abort)
     with pytest.raises(Exception):  # noqa: B017, PT011
-        bench.run(lambda: one.write(0, b"a"))
+        bench.run(lambda: one.write(DATA_OFFSET, b"a"))
     with pytest.raises(Exception):  # noqa: B017, PT011
-        bench.run(one.publish)
+        bench.run(one.touch)
+    with pytest.raises(Exception):  # noqa: B017, PT011
+        bench.run(lambda: one.publish(SI))
+    assert bench.content(0) is None
 
 
 # -- losing the connection ----------------------------------------------------------------------------------
 
 
-def test_when_the_connection_goes_open_shares_go_with_it(bench: Bench) -> None:
-    one = sink(bench, 0)
-    bench.run(lambda: one.write(0, b"abcd"))
-    bench.disconnect()
-    assert not bench.open_shares()
-    with pytest.raises(Exception):  # noqa: B017, PT011
-        bench.run(lambda: one.write(4, b"efgh"))
-    bench.run(one.abort)  # never fails
-    bench.reconnect()
-    assert set(allocate(bench, [0]).sinks) == {0}
-
-
 def test_published_shares_stay(bench: Bench) -> None:
-    write_share(bench, b"abcd")
+    write_share(bench, share_of(b"abcd"))
     bench.disconnect()
-    assert bench.content(0) == b"abcd"
+    assert bench.content(0) == share_of(b"abcd")
 
 
 def test_disconnection_is_told_once(bench: Bench) -> None:
@@ -406,7 +256,7 @@ def test_a_server_that_is_gone_fails_every_request(bench: Bench) -> None:
     with pytest.raises(Exception):  # noqa: B017, PT011
         bench.run(server.free_space)
     with pytest.raises(Exception):  # noqa: B017, PT011
-        bench.run(lambda: server.allocate(SI, [0], Allocation(10, 10)))
+        bench.run(lambda: server.allocate(TARGET, [0], Allocation(10, 10)))
 
 
 # -- shares that were there ---------------------------------------------------------------------------------
@@ -435,11 +285,82 @@ def test_an_existing_share_can_be_read(bench: Bench, encoded: oracle.Encoded) ->
         assert block == encoded.shares[2][start:start + length]
 
 
-@pytest.mark.parametrize("garbage", [b"x", b"x" * 0x44, bytes(0x44), bytes(500)],
-                         ids=["a byte", "no header", "zeros", "more zeros"])
-def test_reading_a_share_that_is_none_fails(bench: Bench, garbage: bytes) -> None:
-    write_share(bench, garbage)
+def test_reading_a_share_that_is_none_fails(bench: Bench) -> None:
+    write_share(bench, b"x" * 500)
     existing = allocate(bench, [0], 1000).existing[0]
-
     with pytest.raises(Exception):  # noqa: B017, PT011
         bench.run(existing.read_ueb)
+
+
+# -- what only stock servers do -----------------------------------------------------------------------------
+
+
+def test_without_a_storage_index_a_stock_server_cannot_be_asked(stock_bench: Bench) -> None:
+    assert not stock_bench.server.stages
+    with pytest.raises(ValueError, match="storage index"):
+        stock_bench.server.allocate(Target(TARGET.staging_secret), [0], Allocation(10, 10))
+
+
+def test_what_does_not_fit_is_refused_by_leaving_it_out(stock_bench: Bench) -> None:
+    granted = allocate(stock_bench, [0, 1, 2], 400_000)
+    assert len(granted.sinks) == 2
+    assert not granted.existing
+
+
+def test_open_allocations_count_against_the_room(stock_bench: Bench) -> None:
+    first = sink(stock_bench, 0, 900_000)
+    assert not allocate(stock_bench, [1], 900_000).sinks
+    stock_bench.run(first.abort)
+    assert set(allocate(stock_bench, [1], 900_000).sinks) == {1}
+
+
+def test_a_share_open_elsewhere_is_neither_granted_nor_existing(stock_bench: Bench) -> None:
+    sink(stock_bench, 3)
+    granted = allocate(stock_bench, [3])
+    assert not granted.sinks
+    assert not granted.existing
+
+
+def test_more_may_be_allocated_than_written_the_rest_is_zeros(stock_bench: Bench) -> None:
+    one = sink(stock_bench, 0, 500_000)
+    stock_bench.run(lambda: one.write(0, b"abc"))
+    stock_bench.run(lambda: one.publish(SI))
+    assert stock_bench.content(0) == b"abc" + bytes(500_000 - 3)
+
+
+def test_nothing_can_be_written_past_the_allocation(stock_bench: Bench) -> None:
+    one = sink(stock_bench, 0, 10)
+    with pytest.raises(Exception):  # noqa: B017, PT011 - of the server's choosing
+        stock_bench.run(lambda: one.write(8, b"abc"))
+
+
+def test_other_bytes_cannot_be_written_over_those_written(stock_bench: Bench) -> None:
+    one = sink(stock_bench, 0, 10)
+    stock_bench.run(lambda: one.write(0, b"abcd"))
+    with pytest.raises(Exception):  # noqa: B017, PT011
+        stock_bench.run(lambda: one.write(2, b"xy"))
+    stock_bench.run(lambda: one.publish(SI))
+    content = stock_bench.content(0)
+    assert content is not None
+    assert content[:4] == b"abcd"
+
+
+def test_when_the_connection_goes_open_shares_go_with_it(stock_bench: Bench) -> None:
+    one = sink(stock_bench, 0)
+    stock_bench.run(lambda: one.write(0, b"abcd"))
+    stock_bench.disconnect()
+    assert not stock_bench.open_shares()
+    with pytest.raises(Exception):  # noqa: B017, PT011
+        stock_bench.run(lambda: one.write(4, b"efgh"))
+    stock_bench.run(one.abort)  # never fails
+    stock_bench.reconnect()
+    assert set(allocate(stock_bench, [0]).sinks) == {0}
+
+
+@pytest.mark.parametrize("garbage", [b"x", b"x" * 0x44, bytes(0x44), bytes(500)],
+                         ids=["a byte", "no header", "zeros", "more zeros"])
+def test_reading_what_only_a_stock_server_takes_for_a_share_fails(stock_bench: Bench, garbage: bytes) -> None:
+    write_share(stock_bench, garbage)
+    existing = allocate(stock_bench, [0], 1000).existing[0]
+    with pytest.raises(Exception):  # noqa: B017, PT011
+        stock_bench.run(existing.read_ueb)

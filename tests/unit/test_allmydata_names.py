@@ -23,6 +23,7 @@ from allmydata.client import SecretHolder, _Client
 from allmydata.immutable.layout import ReadBucketProxy
 from allmydata.immutable.offloaded import Helper
 from allmydata.interfaces import RIBucketWriter, RIStorageServer
+from allmydata.introducer.client import IntroducerClient
 from allmydata.node import _Config
 from allmydata.stats import StatsProvider
 from allmydata.storage.immutable import ShareFile
@@ -60,6 +61,7 @@ FORMATS = {
     "allmydata.util.hashutil.file_cancel_secret_hash",
     "allmydata.util.hashutil.file_renewal_secret_hash",
     "allmydata.util.hashutil.storage_index_hash",
+    "allmydata.util.hashutil.tagged_pair_hash",
     "allmydata.util.hashutil.uri_extension_hash",
     "allmydata.util.time_format.parse_duration",
 }
@@ -99,6 +101,7 @@ FOOLSCAP = {
     "foolscap.api.Tub",
     "foolscap.api.TupleOf",
     "foolscap.api.Violation",
+    "foolscap.api.eventually",
     "foolscap.broker.Broker",
     "foolscap.broker.LoopbackTransport",
     "foolscap.eventual.eventually",
@@ -115,7 +118,8 @@ PRIVATE = {"_Client", "_SHA256d_Hasher", "_bucket_writers", "_client_factory", "
 #: Attributes that a class of ours takes from the stock class it extends, or replaces.
 INHERITED = {
     (_Client, "helper/service.py"): {
-        "_secret_holder", "config", "helper", "history", "init_helper", "stats_provider", "storage_broker", "tub"},
+        "_secret_holder", "config", "helper", "history", "init_helper", "introducer_clients", "stats_provider",
+        "storage_broker", "tub"},
     (Helper, "helper/foolscap_edge.py"): {"VERSION"},
 }
 #: The same of Foolscap's connections. `_negotiationClass` of its listeners is assigned as well.
@@ -132,12 +136,16 @@ CONNECTIONS = {
 #: What is used of objects that the node hands us: (class, source, expression there) to names.
 OBJECTS = {
     (StorageFarmBroker, "helper/service.py", "storage_farm_broker"): {"_tub_maker"},
-    (StorageFarmBroker, "helper/grid.py", "self._broker"): {"get_servers_for_psi"},
+    (StorageFarmBroker, "helper/grid.py", "self._broker"): {"get_known_servers", "get_servers_for_psi"},
+    (IntroducerClient, "helper/grid.py", "introducer"): {"subscribe_to"},
     (SecretHolder, "helper/grid.py", "self._secrets"): {"get_cancel_secret", "get_renewal_secret"},
     (NativeStorageServer, "helper/grid.py", "native"): {
-        "get_available_space", "get_rref", "get_storage_server"},
+        "get_available_space", "get_rref", "get_storage_server", "on_status_changed"},
     (NativeStorageServer, "helper/stock.py", "self.native"): {
-        "get_lease_seed", "get_name", "get_rref", "get_serverid"},
+        "get_lease_seed", "get_permutation_seed", "get_rref", "get_serverid"},
+    (NativeStorageServer, "helper/stock.py", "native"): {"get_name"},
+    (NativeStorageServer, "helper/staging_client.py", "stock.native"): {"get_lease_seed"},
+    (NativeStorageServer, "helper/staging_links.py", "native"): {"get_announcement", "get_rref", "get_serverid"},
     (StorageServer, "helper/staging.py", "self._stock"): {"my_nodeid"},
     (StorageServer, "helper/staging_room.py", "self._stock"): {
         "allocated_size", "get_available_space", "readonly_storage"},
@@ -154,8 +162,8 @@ OBJECTS = {
 }
 #: Remote methods called in stock.py, by the expression they are called on, and how many arguments they get.
 REMOTE = {
-    (RIStorageServer, "self.native.get_rref()"): {"get_version": 0},
-    (RIStorageServer, "rref"): {"allocate_buckets": 6, "get_buckets": 1},
+    (RIStorageServer, "self.native.get_rref()"): {"get_version": 0, "get_buckets": 1},
+    (RIStorageServer, "rref"): {"allocate_buckets": 6},
     (RIBucketWriter, "self.writer"): {"abort": 0, "close": 0, "write": 2},
 }
 
@@ -409,6 +417,9 @@ def test_remote_method(interface: Any, method: str, count: int) -> None:
     (Helper.__init__, ["self", "basedir", "storage_broker", "secret_holder", "stats_provider", "history"]),
     (_Client.init_helper, ["self"]),
     (StorageFarmBroker.get_servers_for_psi, ["self", "peer_selection_index", "for_upload"]),
+    (StorageFarmBroker.get_known_servers, ["self"]),
+    (NativeStorageServer.on_status_changed, ["self", "status_changed"]),
+    (IntroducerClient.subscribe_to, ["self", "service_name", "callback"]),
     (ReadBucketProxy.__init__, ["self", "rref", "server", "storage_index"]),
     (ReadBucketProxy.get_block_data, ["self", "blocknum", "blocksize", "thisblocksize"]),
     (LeaseInfo, ["owner_num", "renew_secret", "cancel_secret", "expiration_time", "nodeid"]),

@@ -13,7 +13,7 @@ import pytest
 import reactor_loop
 from allmydata.immutable.offloaded import Helper
 from fakes import FakeGrid
-from foolscap.api import DeadReferenceError, Referenceable, RemoteException
+from foolscap.api import DeadReferenceError, Referenceable, RemoteException, Violation
 from loopback import LoopbackHelper, client_tub
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, DeferredList
@@ -38,6 +38,7 @@ from helper.errors import BY_CODE, StreamingError
 from helper.foolscap_edge import wire_refusal
 from helper.interfaces import (
     LARGEST_MESSAGE_MAX,
+    SEEDS_MAX,
     VERSION_FURL,
     VERSION_KEY,
     VERSION_LARGEST_MESSAGE,
@@ -83,6 +84,8 @@ def test_every_method_makes_the_round_trip(helper: LoopbackHelper) -> None:
     assert opened.fields["state"] == b"open"
     assert opened.number("credit") == SMALL.credit
     assert opened.shares == []
+    order = b"".join(i.to_bytes(2, "big") for i in range(10))
+    assert ordered(helper, order) == ({b"code": b"ok", b"state": b"open"}, [])
     assert helper.run(lambda: link.assign(ID, SI)) == HelperAnswer("ok", {"state": b"open"}, [])
     put = helper.run(lambda: link.put_ciphertext(ID, 0, CIPHERTEXT))
     assert put == HelperAnswer("ok", {"durable": 5000, "credit": SMALL.credit}, [])
@@ -95,6 +98,25 @@ def test_every_method_makes_the_round_trip(helper: LoopbackHelper) -> None:
     other = bytes(32)
     helper.run(lambda: link.open(other, PARAMETERS.to_wire()))
     assert helper.run(lambda: link.abort(other)) == HelperAnswer("ok", {"state": b"aborted"}, [])
+
+
+def ordered(helper: LoopbackHelper, order: bytes) -> Any:
+    """The answer, as it comes over the wire, to the order of servers for the upload ID."""
+
+    async def call() -> Any:
+        rref = await helper.client.getReference(helper.streaming_furl)
+        return await rref.callRemote("order", ID, order)
+
+    return helper.run(call)
+
+
+def test_an_order_of_servers_has_its_bounds_on_the_wire(helper: LoopbackHelper) -> None:
+    link = helper.connect()
+    helper.run(lambda: link.open(ID, PARAMETERS.to_wire()))
+    fields, _shares = ordered(helper, bytes(SEEDS_MAX))
+    assert fields[b"code"] == b"bad-argument"
+    with pytest.raises(Violation):
+        ordered(helper, bytes(SEEDS_MAX + 1))
 
 
 @pytest.mark.parametrize("size", [None, 300_000])

@@ -14,11 +14,14 @@ from helper.placement import (
     BOUND_FACTOR,
     FREE_SPACE_PARTS,
     AllocationPolicy,
+    by_rank,
     first_placement,
     happiness,
     new_home,
     rule_met,
     rule_position,
+    staging_first,
+    staging_suffices,
 )
 from helper.segments import Geometry
 
@@ -114,6 +117,90 @@ def test_placing_one_by_one_uses_every_server(n: int, count: int, data: st.DataO
         load[home] = load.get(home, 0) + 1
     assert len(load) == min(n, count)
     assert max(load.values()) - min(load.get(s, 0) for s in servers) <= 1
+
+
+# -- servers that stage, and the order that the client wants ---------------------------------------------
+
+some_servers = st.lists(st.binary(min_size=1, max_size=2), unique=True, max_size=20)
+
+
+@st.composite
+def mixed(draw: st.DrawFn) -> tuple[list[bytes], set[bytes]]:
+    """Servers, and those that stage; some that stage may not be among the servers."""
+    servers = draw(some_servers)
+    stages = draw(st.sets(st.sampled_from(servers))) if servers else set()
+    return servers, stages | draw(st.sets(st.binary(min_size=3, max_size=3), max_size=2))
+
+
+@given(mixed(), st.integers(1, 25))
+def test_staging_first(servers_and_stages: tuple[list[bytes], set[bytes]], n: int) -> None:
+    servers, stages = servers_and_stages
+    chosen = staging_first(servers, stages, n)
+    assert len(chosen) == len(set(chosen)) == min(n, len(servers))
+    assert set(chosen) <= set(servers)
+    staging = [s for s in chosen if s in stages]
+    others = [s for s in chosen if s not in stages]
+    assert chosen == staging + others
+    # of each kind the first ones, in their order; others only when no staging one is left
+    assert staging == [s for s in servers if s in stages][:len(staging)]
+    assert others == [s for s in servers if s not in stages][:len(others)]
+    assert not others or set(servers) & stages == set(staging)
+
+
+@given(mixed(), st.integers(1, 25))
+def test_staging_first_of_one_kind_changes_nothing(servers_and_stages: tuple[list[bytes], set[bytes]], n: int) -> None:
+    servers, _stages = servers_and_stages
+    assert staging_first(servers, set(), n) == staging_first(servers, set(servers), n) == servers[:n]
+
+
+@given(mixed(), st.integers(1, 12), st.integers(1, 12), st.integers(1, 25))
+def test_staging_suffices(servers_and_stages: tuple[list[bytes], set[bytes]], k: int, happy: int, n: int) -> None:
+    """Counted, not placed: of m servers with shares the first s stage; share i goes to server i modulo m."""
+    servers, stages = servers_and_stages
+    m = min(n, len(servers))
+    s = min(m, len(set(servers) & stages))
+    staged = sum(1 for i in range(n) if i % m < s) if m else 0
+    assert staging_suffices(k, happy, n, servers, stages) == (s >= happy and staged >= k)
+
+
+@given(mixed(), st.integers(1, 12), st.integers(1, 12), st.integers(1, 25))
+def test_one_more_staging_server_never_makes_them_too_few(
+        servers_and_stages: tuple[list[bytes], set[bytes]], k: int, happy: int, n: int) -> None:
+    servers, stages = servers_and_stages
+    if staging_suffices(k, happy, n, servers, stages):
+        assert staging_suffices(k, happy, n, [*servers, b"new!"], {*stages, b"new!"})
+        for server in servers:
+            assert staging_suffices(k, happy, n, servers, {*stages, server})
+
+
+@pytest.mark.parametrize(("staging", "others", "suffices"), [
+    (7, 3, True), (6, 4, False), (10, 0, True), (0, 10, False), (7, 0, True), (7, 30, True), (0, 0, False)])
+def test_staging_suffices_by_example(staging: int, others: int, suffices: bool) -> None:
+    """3 of 10, happy 7."""
+    stages = {b"s%d" % i for i in range(staging)}
+    servers = [*(b"o%d" % i for i in range(others)), *sorted(stages)]
+    assert staging_suffices(3, 7, 10, servers, stages) is suffices
+
+
+def test_happy_staging_servers_do_not_suffice_with_fewer_than_k_shares() -> None:
+    """4 shares on 4 servers, of which 2 stage: happy 2, but 3 shares are needed to read the file."""
+    servers = [b"a", b"b", b"c", b"d"]
+    assert not staging_suffices(3, 2, 4, servers, {b"b", b"d"})
+    assert staging_suffices(2, 2, 4, servers, {b"b", b"d"})
+
+
+@given(some_servers, st.data())
+def test_by_rank(servers: list[bytes], data: st.DataObject) -> None:
+    ranked = data.draw(st.lists(st.sampled_from([*servers, b"gone", b"also gone"]), unique=True))
+    ordered = by_rank(servers, ranked)
+    assert sorted(ordered) == sorted(servers)
+    named = [s for s in ranked if s in servers]
+    assert ordered == [*named, *(s for s in servers if s not in ranked)]
+
+
+@given(some_servers)
+def test_by_no_rank_nothing_changes(servers: list[bytes]) -> None:
+    assert by_rank(servers, []) == servers
 
 
 # -- allocation -----------------------------------------------------------------------------------------

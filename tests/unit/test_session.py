@@ -37,11 +37,13 @@ from helper.events import (
     Reply,
     SealShares,
     SharesReady,
+    StagingEnough,
     Store,
     Stored,
     StoreFailed,
     TooFewServers,
     TooFewShares,
+    UseStorageIndex,
 )
 from helper.interfaces import SIZE_MAX
 from helper.parameters import Parameters
@@ -143,6 +145,11 @@ def acknowledged(call: int, durable: int, credit: int = 1000) -> Reply:
     return Reply(call, {"durable": durable, "credit": credit})
 
 
+def needing(call: int, durable: int, credit: int = 1000) -> Reply:
+    """An acknowledgement that also asks for the storage index."""
+    return Reply(call, {"durable": durable, "credit": credit, "storage-index-needed": 1})
+
+
 def state_is(call: int, state: str) -> Reply:
     return Reply(call, {"state": state})
 
@@ -191,13 +198,13 @@ def to_finished(p: Playbook) -> None:
 @playbook()
 def the_whole_way(p: Playbook) -> None:
     p.on(put(1, 0, 40), Store(DATA[:40]))
-    p.on(Stored(40), acknowledged(1, 40))
-    p.on(AssignReceived(2, SI), state_is(2, "open"))
+    p.on(Stored(40), needing(1, 40))
+    p.on(AssignReceived(2, SI), state_is(2, "open"), UseStorageIndex(SI))
     p.on(put(3, 40, 60), Store(DATA[40:100]))
-    p.on(Stored(100), acknowledged(3, 100), BeginPlacing(SI))
+    p.on(Stored(100), acknowledged(3, 100), BeginPlacing())
     p.on(finish(4, 100), Complete(100))
     p.on(PushedTo(100))
-    p.on(completed(100), SealShares())
+    p.on(completed(100), SealShares(SI))
     p.on(SharesReady(), RecordPublishing())
     p.on(PublishRecorded(), PublishShares())
     p.on(AnswerRuleMet(), result(4))
@@ -205,10 +212,34 @@ def the_whole_way(p: Playbook) -> None:
 
 
 @playbook()
-def finish_without_assign_contacts_servers_once_the_hashes_are_right(p: Playbook) -> None:
+def the_whole_way_without_a_storage_index_until_finish(p: Playbook) -> None:
+    p.on(StagingEnough(True))
+    p.on(put(1, 0, 40), Store(DATA[:40]))
+    p.on(Stored(40), acknowledged(1, 40))
+    p.on(put(3, 40, 60), Store(DATA[40:100]))
+    p.on(Stored(100), acknowledged(3, 100), BeginPlacing())
+    p.on(PushedTo(100))
+    p.on(finish(4, 100), Complete(100))
+    p.on(completed(100), SealShares(SI))
+    p.on(SharesReady(), RecordPublishing())
+    p.on(PublishRecorded(), PublishShares())
+    p.on(AnswerRuleMet(), result(4))
+    p.is_as(state=State.FINISHED, received=100, durable=100, error=None, storage_index=SI)
+
+
+@playbook()
+def finish_without_assign_tells_the_storage_index_once_the_hashes_are_right(p: Playbook) -> None:
     p.durable(200)
     p.on(finish(4, 200), Complete(200))
-    p.on(completed(200), BeginPlacing(SI), SealShares())
+    p.on(completed(200), SealShares(SI))
+
+
+@playbook(limits=attrs.evolve(LIMITS, contact_after=150))
+def servers_are_contacted_for_a_small_file_once_its_hashes_are_right(p: Playbook) -> None:
+    p.on(put(1, 0, 149), Store(DATA[:149]))
+    p.on(Stored(149), needing(1, 149))
+    p.on(finish(4, 149), Complete(149))
+    p.on(completed(149), BeginPlacing(), SealShares(SI))
 
 
 # -- acknowledgement ----------------------------------------------------------------------------------------
@@ -220,14 +251,14 @@ def acknowledged_only_when_stored(p: Playbook) -> None:
     p.on(put(2, 10, 10), Store(DATA[10:20]))
     p.is_as(received=20, durable=0, credit=980)
     p.on(Stored(9))
-    p.on(Stored(15), acknowledged(1, 15, 995))
-    p.on(Stored(20), acknowledged(2, 20))
+    p.on(Stored(15), needing(1, 15, 995))
+    p.on(Stored(20), needing(2, 20))
 
 
 @playbook()
 def one_sync_acknowledges_all_that_it_covers_in_order(p: Playbook) -> None:
     p.given(put(1, 0, 10), put(2, 10, 10), put(3, 20, 10))
-    p.on(Stored(30), acknowledged(1, 30), acknowledged(2, 30), acknowledged(3, 30))
+    p.on(Stored(30), needing(1, 30), needing(2, 30), needing(3, 30))
 
 
 @playbook()
@@ -253,7 +284,7 @@ def a_gap_is_refused_and_says_what_was_expected(p: Playbook) -> None:
 def identical_bytes_may_be_repeated(p: Playbook) -> None:
     p.durable(20)
     p.on(put(2, 5, 10), Compare(2, 5, DATA[5:15]))
-    p.on(Compared(2, same=True), acknowledged(2, 20))
+    p.on(Compared(2, same=True), needing(2, 20))
     p.is_as(received=20)
 
 
@@ -272,7 +303,7 @@ def a_message_may_repeat_some_bytes_and_bring_new_ones(p: Playbook) -> None:
     p.on(put(2, 15, 10), Compare(2, 15, DATA[15:20]))
     p.on(Compared(2, same=True), Store(DATA[20:25]))
     p.is_as(received=25)
-    p.on(Stored(25), acknowledged(2, 25))
+    p.on(Stored(25), needing(2, 25))
 
 
 @playbook()
@@ -288,8 +319,8 @@ def bytes_are_compared_once_they_are_durable(p: Playbook) -> None:
     p.given(put(1, 0, 20))
     p.on(put(2, 0, 10))
     p.on(Stored(9))
-    p.on(Stored(20), acknowledged(1, 20), Compare(2, 0, DATA[:10]))
-    p.on(Compared(2, same=True), acknowledged(2, 20))
+    p.on(Stored(20), needing(1, 20), Compare(2, 0, DATA[:10]))
+    p.on(Compared(2, same=True), needing(2, 20))
 
 
 @playbook()
@@ -298,9 +329,9 @@ def what_was_received_during_the_comparison_is_compared_too(p: Playbook) -> None
     p.on(put(2, 10, 30), Compare(2, 10, DATA[10:20]))
     p.on(put(3, 20, 10), Store(DATA[20:30]))
     p.on(Compared(2, same=True))
-    p.on(Stored(30), acknowledged(3, 30), Compare(2, 20, DATA[20:30]))
+    p.on(Stored(30), needing(3, 30), Compare(2, 20, DATA[20:30]))
     p.on(Compared(2, same=True), Store(DATA[30:40]))
-    p.on(Stored(40), acknowledged(2, 40))
+    p.on(Stored(40), needing(2, 40))
 
 
 @playbook()
@@ -328,7 +359,7 @@ def more_than_the_credit_is_refused(p: Playbook) -> None:
     p.on(put(3, 800, 201), refused(3, "credit-exceeded", limit=1000, came=1001))
     p.on(put(4, 800, 200), Store(DATA[800:1000]))
     p.is_as(credit=0)
-    p.on(Stored(400), acknowledged(1, 400, 400))
+    p.on(Stored(400), needing(1, 400, 400), BeginPlacing())
     p.on(put(5, 1000, 400), Store(DATA[1000:1400]))
 
 
@@ -364,7 +395,7 @@ def offsets_out_of_bounds_are_refused(p: Playbook) -> None:
 def more_than_the_declared_size_is_refused(p: Playbook) -> None:
     p.on(put(1, 0, 101), refused(1, "size-exceeded", declared=100, came=101))
     p.on(put(2, 0, 100), Store(DATA[:100]))
-    p.on(Stored(100), acknowledged(2, 100))
+    p.on(Stored(100), needing(2, 100), BeginPlacing())
     p.on(put(3, 100, 1), refused(3, "size-exceeded", declared=100, came=101))
     p.on(put(4, 99, 2), refused(4, "size-exceeded", declared=100, came=101))
 
@@ -376,7 +407,7 @@ def more_than_the_declared_size_is_refused(p: Playbook) -> None:
 def what_is_durable_is_acknowledged_however_large_the_lag_the_rest_waits(p: Playbook) -> None:
     p.given(AssignReceived(1, SI))
     p.on(put(2, 0, 150), Store(DATA[:150]))
-    p.on(Stored(150), acknowledged(2, 150), BeginPlacing(SI))
+    p.on(Stored(150), acknowledged(2, 150), BeginPlacing())
     p.on(put(3, 150, 100), Store(DATA[150:250]))
     p.on(put(4, 250, 50))
     p.is_as(paused=True, received=300)
@@ -394,8 +425,8 @@ def what_is_durable_is_acknowledged_however_large_the_lag_the_rest_waits(p: Play
 def without_a_storage_index_nothing_waits_for_servers(p: Playbook) -> None:
     for i in range(10):
         p.on(put(i, 100 * i, 100), Store(DATA[100 * i:100 * (i + 1)]))
-        p.on(Stored(100 * (i + 1)), acknowledged(i, 100 * (i + 1)))
-    p.is_as(paused=False)
+        p.on(Stored(100 * (i + 1)), needing(i, 100 * (i + 1)), *([BeginPlacing()] if i == 0 else []))
+    p.is_as(paused=False, pushed=0)
 
 
 @playbook(attrs.evolve(PARAMETERS, max_segment_size=300))
@@ -421,24 +452,178 @@ def when_servers_are_lost_and_the_position_goes_back_more_waits(p: Playbook) -> 
     p.is_as(paused=True)
 
 
+# -- staging servers ----------------------------------------------------------------------------------------
+
+
+@playbook()
+def until_it_is_known_whether_staging_servers_are_enough_the_index_is_needed(p: Playbook) -> None:
+    p.is_as(storage_index_needed=True)
+    p.on(StagingEnough(False))
+    p.is_as(storage_index_needed=True)
+    p.on(StagingEnough(True))
+    p.is_as(storage_index_needed=False)
+
+
+@playbook()
+def where_staging_servers_are_enough_placing_begins_without_a_storage_index(p: Playbook) -> None:
+    p.given(StagingEnough(True))
+    p.on(put(1, 0, 49), Store(DATA[:49]))
+    p.on(Stored(49), acknowledged(1, 49))
+    p.on(put(2, 49, 1), Store(DATA[49:50]))
+    p.on(Stored(50), acknowledged(2, 50), BeginPlacing())
+    p.is_as(storage_index=None)
+
+
+@playbook()
+def where_staging_servers_are_enough_the_lag_holds_bytes_back_without_a_storage_index(p: Playbook) -> None:
+    p.given(StagingEnough(True))
+    p.durable(250)
+    p.on(put(2, 250, 50))
+    p.on(put(3, 300, 50))
+    p.is_as(paused=True, storage_index=None)
+    p.on(PushedTo(50), Store(DATA[250:300]))
+    p.on(Stored(300), acknowledged(2, 300, 950))
+    p.on(PushedTo(100), Store(DATA[300:350]))
+    p.is_as(paused=False)
+
+
+@playbook()
+def when_staging_servers_become_too_few_the_next_answer_asks_for_the_index(p: Playbook) -> None:
+    p.given(StagingEnough(True), put(1, 0, 60))
+    p.on(Stored(60), acknowledged(1, 60), BeginPlacing())
+    p.on(put(2, 60, 10), Store(DATA[60:70]))
+    p.on(StagingEnough(False))
+    p.is_as(storage_index_needed=True)
+    p.on(Stored(70), needing(2, 70))
+    p.on(put(3, 0, 10), Compare(3, 0, DATA[:10]))
+    p.on(Compared(3, same=True), needing(3, 70))
+    p.on(StagingEnough(True))
+    p.on(put(4, 70, 10), Store(DATA[70:80]))
+    p.on(Stored(80), acknowledged(4, 80))
+
+
+@playbook()
+def bytes_that_waited_for_servers_wait_no_more_when_pushing_waits_for_the_index(p: Playbook) -> None:
+    p.given(StagingEnough(True))
+    p.durable(250)
+    p.given(put(2, 250, 60), put(3, 310, 40))
+    p.is_as(paused=True)
+    p.on(StagingEnough(False), Store(DATA[250:310]), Store(DATA[310:350]))
+    p.is_as(paused=False)
+    p.on(put(4, 350, 100), Store(DATA[350:450]))
+    p.on(Stored(450), needing(2, 450), needing(3, 450), needing(4, 450))
+
+
+@playbook()
+def the_lag_holds_bytes_back_again_when_staging_servers_become_enough(p: Playbook) -> None:
+    p.durable(400)
+    p.on(put(2, 400, 10), Store(DATA[400:410]))
+    p.on(StagingEnough(True))
+    p.on(put(3, 410, 10))
+    p.is_as(paused=True)
+    p.on(PushedTo(210), Store(DATA[410:420]))
+
+
+@playbook()
+def once_the_index_is_known_staging_servers_change_nothing(p: Playbook) -> None:
+    p.given(AssignReceived(1, SI))
+    p.durable(250)
+    p.given(put(2, 250, 10))
+    for enough in (True, False, True):
+        p.on(StagingEnough(enough))
+        p.is_as(paused=True, storage_index_needed=False)
+
+
+@playbook()
+def after_finish_staging_servers_change_nothing(p: Playbook) -> None:
+    p.given(StagingEnough(True), put(1, 0, 100), finish(2, 100))
+    p.on(StagingEnough(False))
+    p.is_as(storage_index_needed=False)
+    p.on(Stored(100), acknowledged(1, 100), BeginPlacing(), Complete(100))
+    for event in (completed(100), SharesReady(), PublishRecorded(), AnswerRuleMet()):
+        p.on(StagingEnough(True))
+        p.on(StagingEnough(False))
+        p.given(event)
+    p.on(StagingEnough(True))
+    p.is_as(state=State.FINISHED)
+
+
+@playbook()
+def after_the_end_staging_servers_change_nothing(p: Playbook) -> None:
+    p.given(StagingEnough(True))
+    p.durable(250)
+    p.given(put(2, 250, 10), AbortReceived(3))
+    p.on(StagingEnough(False))
+    p.is_as(state=State.ABORTED, storage_index_needed=False)
+
+
 # -- assign -----------------------------------------------------------------------------------------------
 
 
 @playbook()
 def an_early_assign_waits_with_the_servers_until_there_is_something_to_push(p: Playbook) -> None:
-    p.on(AssignReceived(1, SI), state_is(1, "open"))
+    p.is_as(storage_index_needed=True)
+    p.on(AssignReceived(1, SI), state_is(1, "open"), UseStorageIndex(SI))
+    p.is_as(storage_index_needed=False, placing=False)
     p.given(put(2, 0, 49))
     p.on(Stored(49), acknowledged(2, 49))
     p.given(put(3, 49, 1))
-    p.on(Stored(50), acknowledged(3, 50), BeginPlacing(SI))
+    p.on(Stored(50), acknowledged(3, 50), BeginPlacing())
     p.given(put(4, 50, 1))
     p.on(Stored(51), acknowledged(4, 51))
 
 
 @playbook()
-def a_late_assign_contacts_servers_at_once(p: Playbook) -> None:
+def an_assign_after_placing_began_is_told_at_once_and_the_lag_counts_from_then_on(p: Playbook) -> None:
+    p.given(put(1, 0, 300))
+    p.on(Stored(300), needing(1, 300), BeginPlacing())
+    p.on(put(2, 300, 100), Store(DATA[300:400]))
+    p.on(AssignReceived(3, SI), state_is(3, "open"), UseStorageIndex(SI))
+    p.on(put(4, 400, 100))
+    p.is_as(paused=True)
+    p.on(Stored(400), acknowledged(2, 400, 900))
+    p.on(PushedTo(200), Store(DATA[400:500]))
+
+
+@playbook()
+def an_assign_is_told_once(p: Playbook) -> None:
+    p.on(AssignReceived(1, SI), state_is(1, "open"), UseStorageIndex(SI))
+    p.on(AssignReceived(2, SI), state_is(2, "open"))
     p.durable(60)
-    p.on(AssignReceived(1, SI), state_is(1, "open"), BeginPlacing(SI))
+    p.on(AssignReceived(3, SI), state_is(3, "open"))
+    p.on(finish(4, 60), Complete(60))
+    p.on(AssignReceived(5, SI), state_is(5, "completing"))
+
+
+@playbook()
+def an_assign_is_told_also_where_staging_servers_are_enough(p: Playbook) -> None:
+    p.given(StagingEnough(True))
+    p.on(AssignReceived(1, SI), state_is(1, "open"), UseStorageIndex(SI))
+    p.on(AssignReceived(2, OTHER_SI), refused(2, "storage-index-conflict"))
+
+
+@playbook()
+def assign_while_completing_is_told_at_once(p: Playbook) -> None:
+    to_completing(p)
+    p.on(AssignReceived(1, OTHER_SI), refused(1, "storage-index-conflict"))
+    p.on(AssignReceived(2, SI), state_is(2, "completing"), UseStorageIndex(SI))
+    p.on(AssignReceived(3, SI), state_is(3, "completing"))
+    p.on(completed(100), SealShares(SI))
+    p.on(AssignReceived(4, SI), state_is(4, "completing"))
+
+
+@playbook()
+def assign_of_a_sealed_upload_is_told_until_it_is_published(p: Playbook) -> None:
+    to_ready(p)
+    p.on(AssignReceived(1, SI), state_is(1, "ready"), UseStorageIndex(SI))
+
+
+@playbook()
+def assign_while_publishing_tells_servers_nothing_new(p: Playbook) -> None:
+    to_publishing(p)
+    p.on(AssignReceived(1, SI), state_is(1, "publishing"))
+    p.given(AnswerRuleMet())
+    p.on(AssignReceived(2, SI), state_is(2, "finished"))
 
 
 @playbook()
@@ -477,10 +662,12 @@ def a_storage_index_of_another_length_is_refused(p: Playbook) -> None:
 @playbook()
 def assign_while_hashes_are_compared_is_not_forgotten_if_they_differ(p: Playbook) -> None:
     p.given(put(1, 0, 100), finish(2, 100))
-    p.on(AssignReceived(3, SI), state_is(3, "completing"))
-    p.on(Stored(100), acknowledged(1, 100), BeginPlacing(SI), Complete(100))
-    p.given(completed(100, (b"x" * 32, b"y" * 32)))
-    p.is_as(state=State.OPEN, storage_index=SI)
+    p.on(AssignReceived(3, SI), state_is(3, "completing"), UseStorageIndex(SI))
+    p.on(Stored(100), acknowledged(1, 100), BeginPlacing(), Complete(100))
+    p.on(completed(100, (b"x" * 32, b"y" * 32)),
+         ForgetCompletion(), refused(2, "hash-mismatch", field="crypttext_hash"))
+    p.is_as(state=State.OPEN, storage_index=SI, storage_index_needed=False)
+    p.on(AssignReceived(5, SI), state_is(5, "open"))
     p.on(AssignReceived(4, OTHER_SI), refused(4, "storage-index-conflict"))
 
 
@@ -492,7 +679,8 @@ def finish_waits_until_everything_received_is_durable(p: Playbook) -> None:
     p.given(put(1, 0, 60), put(2, 60, 40))
     p.on(finish(3, 100))
     p.is_as(state=State.COMPLETING)
-    p.on(Stored(60), acknowledged(1, 60, 960))
+    p.on(Stored(40))
+    p.on(Stored(60), acknowledged(1, 60, 960), BeginPlacing())
     p.on(Stored(100), acknowledged(2, 100), Complete(100))
 
 
@@ -500,17 +688,53 @@ def finish_waits_until_everything_received_is_durable(p: Playbook) -> None:
 def finish_before_durable_tells_servers_nothing_until_the_hashes_are_right(p: Playbook) -> None:
     """A refused finish changes nothing: so its storage index must not have reached a server."""
     p.given(put(1, 0, 100), finish(2, 100, OTHER_SI, (b"x" * 32, b"y" * 32)))
-    p.on(Stored(100), acknowledged(1, 100), Complete(100))
+    p.on(Stored(100), acknowledged(1, 100), BeginPlacing(), Complete(100))
     p.on(completed(100), ForgetCompletion(), refused(2, "hash-mismatch", field="crypttext_hash"))
-    p.is_as(state=State.OPEN, storage_index=None)
+    p.is_as(state=State.OPEN, storage_index=None, storage_index_needed=True)
     p.on(finish(3, 100, SI), Complete(100))
-    p.on(completed(100), BeginPlacing(SI), SealShares())
+    p.on(completed(100), SealShares(SI))
 
 
 @playbook()
 def an_assigned_upload_is_placed_while_finish_waits(p: Playbook) -> None:
     p.given(AssignReceived(1, SI), put(2, 0, 100), finish(3, 100))
-    p.on(Stored(100), acknowledged(2, 100), BeginPlacing(SI), Complete(100))
+    p.on(Stored(60), BeginPlacing())
+    p.on(Stored(100), acknowledged(2, 100), Complete(100))
+
+
+@playbook()
+def finish_releases_what_the_lag_held_back(p: Playbook) -> None:
+    """Shares end only when everything is durable, and no more bytes come that could outrun the servers."""
+    p.given(AssignReceived(1, SI))
+    p.durable(250)
+    p.on(put(2, 250, 60))
+    p.on(put(3, 310, 40))
+    p.is_as(paused=True)
+    p.on(finish(4, 350), Store(DATA[250:310]), Store(DATA[310:350]))
+    p.is_as(paused=False, durable=250)
+    p.on(Stored(310), acknowledged(2, 310, 960))
+    p.on(Stored(350), acknowledged(3, 350), Complete(350))
+    p.on(completed(350), SealShares(SI))
+
+
+@playbook()
+def a_refused_finish_releases_nothing(p: Playbook) -> None:
+    p.given(AssignReceived(1, SI))
+    p.durable(250)
+    p.given(put(2, 250, 60))
+    p.on(finish(3, 309), refused(3, "size-mismatch", expected=310, came=309))
+    p.on(finish(4, 310, OTHER_SI), refused(4, "storage-index-conflict"))
+    p.is_as(paused=True)
+
+
+@playbook()
+def the_lag_holds_bytes_back_again_after_a_finish_with_wrong_hashes(p: Playbook) -> None:
+    p.given(AssignReceived(1, SI))
+    p.durable(250)
+    p.given(finish(2, 250, hashes=(b"x" * 32, HASHES[1])), completed(250))
+    p.is_as(state=State.OPEN)
+    p.on(put(3, 250, 10))
+    p.on(PushedTo(50), Store(DATA[250:260]))
 
 
 @playbook()
@@ -560,9 +784,9 @@ def finish_with_wrong_hashes_is_refused_and_the_upload_goes_on(p: Playbook) -> N
         p.on(completed(100), ForgetCompletion(), refused(call, "hash-mismatch", field=field))
         p.is_as(state=State.OPEN, received=100, durable=100, credit=1000, storage_index=None, ueb=None, error=None)
     p.on(put(3, 100, 50), Store(DATA[100:150]))
-    p.on(Stored(150), acknowledged(3, 150))
+    p.on(Stored(150), needing(3, 150))
     p.on(finish(4, 150), Complete(150))
-    p.on(completed(150), BeginPlacing(SI), SealShares())
+    p.on(completed(150), SealShares(SI))
     p.on(SharesReady(), RecordPublishing())
 
 

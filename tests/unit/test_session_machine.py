@@ -39,19 +39,23 @@ class SessionMachine(RuleBasedStateMachine):
         self.compares: list[events.Compare] = []
         self.completes: list[events.Complete] = []
         self.durable = 0
-        self.placed_under: bytes | None = None
+        self.placing = False
+        self.told: bytes | None = None  # the storage index that servers may know
+        self.told_early: bytes | None = None
         self.assigned: bytes | None = None
         self.sealing = self.recording = self.publishing = self.abandoning = self.dropped = False
 
-    @initialize(size=st.none() | st.integers(56, 800), segment=st.sampled_from([16, 90, 200]))
-    def begin(self, size: int | None, segment: int) -> None:
+    @initialize(size=st.none() | st.integers(56, 800), segment=st.sampled_from([16, 90, 200]), enough=st.booleans())
+    def begin(self, size: int | None, segment: int, enough: bool) -> None:
         self.size = size
         self.session = Session(Parameters(3, 2, 4, segment, size), LIMITS)
+        self.enough = enough
+        self.tell(events.StagingEnough(enough))
 
     # -- telling the session ---------------------------------------------------------------------------------
 
     def tell(self, event: Any, call: int | None = None) -> None:
-        before, placed_before = self.seen(), self.placed_under
+        before = self.seen()
         refused = False
         for command in self.session.handle(event):
             match command:
@@ -78,16 +82,20 @@ class SessionMachine(RuleBasedStateMachine):
                     self.carry_out(command)
         if refused:  # protocol.txt §3.4
             assert self.seen() == before
-            assert self.placed_under == placed_before
 
     def carry_out(self, command: events.Command) -> None:
         """What is done with shares and spool."""
         match command:
-            case events.BeginPlacing(storage_index):
-                assert self.placed_under is None
-                self.placed_under = storage_index
-            case events.SealShares():
-                assert self.placed_under is not None
+            case events.BeginPlacing():
+                assert not self.placing
+                self.placing = True
+            case events.UseStorageIndex(storage_index):
+                assert self.told_early is None
+                self.told_early = storage_index
+                self.learn(storage_index)
+            case events.SealShares(storage_index):
+                assert self.placing
+                self.learn(storage_index)
                 self.sealing = True
             case events.RecordPublishing():
                 self.recording = True
@@ -99,24 +107,34 @@ class SessionMachine(RuleBasedStateMachine):
             case events.DropSpool():
                 self.dropped = True
 
+    def learn(self, storage_index: bytes) -> None:
+        """Servers are told a storage index: one that the client has assigned, or that of a finish that is right."""
+        assert self.told in (None, storage_index)
+        assert storage_index == self.session.storage_index
+        self.told = storage_index
+
     def seen(self) -> tuple[object, ...]:
         """Everything about the upload that anybody can observe."""
         s = self.session
-        return (s.state, s.received, s.durable, s.credit, s.pushed, s.paused, s.storage_index, s.ueb, s.error,
-                len(self.handed))
+        return (s.state, s.received, s.durable, s.credit, s.pushed, s.paused, s.storage_index, s.storage_index_needed,
+                s.ueb, s.error, len(self.handed), self.placing, self.told)
 
     def check_reply(self, event: Any, fields: Any) -> None:
         match event:
             case events.PutReceived(_call, offset, data):
                 assert offset + len(data) <= fields["durable"] == self.session.durable <= len(self.handed)
                 assert self.handed[offset:offset + len(data)] == data
+                # An answer that says so must say so truly, and no other answer says anything else.
+                needed = self.session.state is State.OPEN and self.session.storage_index is None and not self.enough
+                assert fields.get("storage-index-needed", 0) == int(needed)
+                assert set(fields) <= {"durable", "credit", "storage-index-needed"}
             case events.FinishReceived():
                 if fields.get("code") == "waiting":
                     assert self.session.state is State.PUBLISHING
                 else:
                     assert self.session.state is State.FINISHED
                     assert fields["ueb"] == b"UEB of %d" % event.size
-                    assert self.placed_under == event.storage_index
+                    assert self.told == event.storage_index
                     assert (event.crypttext_hash, event.crypttext_root_hash) == hashes_of(bytes(self.handed))
             case events.AssignReceived(_call, storage_index):
                 assert self.assigned in (None, storage_index)
@@ -187,7 +205,7 @@ class SessionMachine(RuleBasedStateMachine):
         left = len(self.handed) - self.session.durable
         self.tell(events.Stored(self.session.durable + max(1, int(left * part))))
 
-    @precondition(lambda self: self.placed_under is not None)
+    @precondition(lambda self: self.placing)
     @rule(part=st.sampled_from([0.0, 0.5, 0.9, 1.0, 1.0]))
     def shares_are_pushed(self, part: float) -> None:
         self.tell(events.PushedTo(int(part * self.session.durable)))
@@ -231,11 +249,16 @@ class SessionMachine(RuleBasedStateMachine):
         self.abandoning = False
         self.tell(events.Abandoned())
 
-    @precondition(lambda self: self.placed_under is not None)
+    @precondition(lambda self: self.placing)
     @rule(mind=SELDOM)
     def servers_are_lost(self, mind: int) -> None:
         if mind == 0 or self.session.state is State.PUBLISHING:
             self.tell(events.TooFewServers(1, 2))
+
+    @rule(enough=st.booleans())
+    def staging_servers_come_or_go(self, enough: bool) -> None:
+        self.enough = enough
+        self.tell(events.StagingEnough(enough))
 
     @rule(mind=SELDOM)
     def nobody_calls(self, mind: int) -> None:
@@ -252,7 +275,7 @@ class SessionMachine(RuleBasedStateMachine):
     def the_disk_and_servers_keep_up(self) -> None:
         if self.session.durable < len(self.handed) and not self.dropped:
             self.tell(events.Stored(len(self.handed)))
-        if self.placed_under is not None:
+        if self.placing:
             self.tell(events.PushedTo(self.session.durable))
         while self.compares:
             self.bytes_are_compared()
@@ -270,6 +293,14 @@ class SessionMachine(RuleBasedStateMachine):
         assert (s.error is not None) == (s.state in ENDED)
         held = sum(len(e.data) for e in self.waiting.values() if isinstance(e, events.PutReceived))
         assert held <= 2 * LIMITS.credit + LIMITS.largest_message
+        # Bytes wait for servers only where pushing can go on, is behind, and more bytes may come.
+        if s.paused:
+            assert self.placing
+            assert s.state is State.OPEN
+            assert s.storage_index is not None or self.enough
+            assert len(self.handed) - s.pushed > max(LIMITS.pushing_lag, 2 * s.parameters.full_segment_size)
+        # Placing waits for nothing but bytes.
+        assert self.placing or s.durable < LIMITS.contact_after or s.state in ENDED
         self.durable = s.durable
 
     def teardown(self) -> None:

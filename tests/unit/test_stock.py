@@ -11,11 +11,11 @@ from twisted.internet.defer import Deferred, succeed
 from world import begin, outcome
 
 from helper.placement import Allocation
-from helper.sinks import Granted, ServerRefused
+from helper.sinks import Granted, ServerRefused, Target
 from helper.stock import StockServer, StockSink
 
 STORAGE_V1 = b"http://allmydata.org/tahoe/protocols/storage/v1"
-SI = bytes(16)
+TARGET = Target(b"s" * 32, bytes(16))
 
 
 @attrs.frozen
@@ -72,20 +72,37 @@ def test_a_version_that_is_none_is_an_error(version: Any) -> None:
 
 def test_writers_that_were_not_asked_for_are_not_used() -> None:
     strange = server(allocate_buckets=({7, 8}, {1: "writer 1", 9: "writer 9"}), get_buckets={7: "r", 8: "r"})
-    granted = result(lambda: strange.allocate(SI, [0, 1, 2], Allocation(10, 10)))
+    granted = result(lambda: strange.allocate(TARGET, [0, 1, 2], Allocation(10, 10)))
     assert granted == Granted({1: StockSink("writer 1")}, {})
 
 
 def test_a_share_that_it_says_to_have_and_does_not_show_is_refused() -> None:
     strange = server(allocate_buckets=({0, 1}, {}), get_buckets={1: "reader"})
-    granted = result(lambda: strange.allocate(SI, [0, 1, 2], Allocation(10, 10)))
+    granted = result(lambda: strange.allocate(TARGET, [0, 1, 2], Allocation(10, 10)))
     assert set(granted.existing) == {1}
 
 
 @pytest.mark.parametrize("answer", [None, 5, (), (set(), {}, 5), ({0}, None), (None, {})])
 def test_an_answer_of_another_shape_fails_the_request(answer: Any) -> None:
     strange = server(allocate_buckets=answer)
-    assert hasattr(result(lambda: strange.allocate(SI, [0], Allocation(10, 10))), "value")
+    assert hasattr(result(lambda: strange.allocate(TARGET, [0], Allocation(10, 10))), "value")
+
+
+def test_without_a_storage_index_it_cannot_be_asked_for_room() -> None:
+    with pytest.raises(ValueError, match="storage index"):
+        server().allocate(Target(b"s" * 32), [0], Allocation(10, 10))
+
+
+@pytest.mark.parametrize("readers", [None, 5])
+def test_shares_that_are_no_mapping_fail_the_request(readers: Any) -> None:
+    strange = server(get_buckets=readers)
+    assert hasattr(result(lambda: begin(strange.existing_shares(TARGET.storage_index or b"", [0]))), "value")
+
+
+def test_it_stages_nothing() -> None:
+    assert not server().stages
+    assert not StockSink("writer").prepared
+    assert StockSink("writer").held == 0
 
 
 @pytest.mark.parametrize(("name", "text"), [("abcd", "abcd"), (b"abcd", "abcd"), (b"ab\xff", "ab\ufffd")])

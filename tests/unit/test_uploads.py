@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
 import pytest
-from fakes import Fault
+from fakes import FakeServer, FakeStagingServer, Fault
 from world import KEY, SI, SMALL, WireLink, World, begin, expected, outcome, plaintext
 
 from client_shim.cipher import Encryptor
 from client_shim.errors import HelperRefused
 from client_shim.helper_edge import HelperAnswer
 from helper.ciphertext import CiphertextHasher
+from helper.interfaces import SEEDS_MAX
 from helper.parameters import Parameters
 from helper.settings import Settings
 from helper.uploads import REMEMBERED_MAX, hashed_name
@@ -75,6 +76,11 @@ def finish_arguments(data: bytes = CIPHERTEXT, si: bytes = SI) -> tuple[int, byt
     return len(data), si, hashes.crypttext_hash, hashes.crypttext_root_hash
 
 
+def seeds(servers: Sequence[FakeServer]) -> bytes:
+    """Their permutation seeds, each after a byte with its length."""
+    return b"".join(bytes([len(server.permutation_seed)]) + server.permutation_seed for server in servers)
+
+
 def complete(world: World, number: int = 1) -> Caller:
     caller = Caller(world, number)
     caller.open()
@@ -86,7 +92,8 @@ def complete(world: World, number: int = 1) -> Caller:
 # -- finding ------------------------------------------------------------------------------------------------
 
 CALLS: dict[str, tuple[Any, ...]] = {
-    "put_ciphertext": (0, b"data"), "status": (), "assign": (SI,), "finish": finish_arguments(), "abort": ()}
+    "put_ciphertext": (0, b"data"), "status": (), "assign": (SI,), "order": (b"",), "finish": finish_arguments(),
+    "abort": ()}
 
 
 def aborted(caller: Caller) -> None:
@@ -163,7 +170,8 @@ def test_open_says_what_the_client_may_do(world: World) -> None:
     assert answer.code == "ok"
     assert answer.fields == {
         "state": b"open", "received": 0, "durable": 0, "credit": SMALL.credit, "pushed": 0, "paused": 0,
-        "storage-index-needed": 1, "size": 3000, "largest-message": SMALL.largest_message, "servers": 10}
+        "storage-index-needed": 1, "size": 3000, "largest-message": SMALL.largest_message, "servers": 10,
+        "permutation-seeds": seeds(world.grid.in_order(bytes(16)))}
     assert answer.shares == []
 
 
@@ -265,6 +273,134 @@ def test_opening_costs_the_grid_nothing(world: World) -> None:
         caller("assign", number.to_bytes(16, "big"))
     world.wait(10)
     assert not any(server.asked for server in world.grid.servers)
+
+
+# -- staging servers, and in which order servers are asked -------------------------------------------------
+
+
+@pytest.mark.parametrize(("staging", "needed"), [(0, 1), (6, 1), (7, 0), (10, 0)])
+def test_open_and_status_and_answers_say_whether_the_storage_index_is_needed(staging: int, needed: int) -> None:
+    with World(staging=staging) as world:
+        caller = Caller(world)
+        assert caller.open().fields["storage-index-needed"] == needed
+        answer = caller("put_ciphertext", 0, CIPHERTEXT)
+        assert answer.fields.get("storage-index-needed") == (1 if needed else None)
+        assert caller("status").fields["storage-index-needed"] == needed
+        assert caller.open().fields["storage-index-needed"] == needed
+        caller("assign", SI)
+        assert caller("status").fields["storage-index-needed"] == 0
+        assert "storage-index-needed" not in caller("put_ciphertext", 0, CIPHERTEXT).fields
+        caller.finish()
+        world.wait(1)
+        world.check_shares(expected(DATA, PARAMETERS))
+
+
+def test_with_fewer_servers_than_shares_those_that_stage_count_with_what_they_get() -> None:
+    """7 servers for 10 shares: each gets one or two of them."""
+    for staging, needed in ((7, 0), (6, 1)):
+        with World(servers=7, staging=staging) as world:
+            assert Caller(world).open().fields["storage-index-needed"] == needed
+
+
+def order_of(servers: Sequence[FakeServer], world: World) -> bytes:
+    """As the client sends it."""
+    told = world.grid.in_order(bytes(16))
+    return b"".join(told.index(server).to_bytes(2, "big") for server in servers)
+
+
+def test_servers_are_asked_in_the_order_that_the_client_wants() -> None:
+    with World(servers=15, staging=15) as world:
+        wanted = sorted(world.grid.servers, key=lambda server: server.server_id)
+        caller = Caller(world)
+        assert caller.open().fields["permutation-seeds"] == seeds(world.grid.in_order(bytes(16)))
+        assert caller("order", order_of(wanted, world)).fields == {"state": b"open"}
+        assert caller("order", order_of(wanted, world)).fields == {"state": b"open"}  # may be repeated
+        caller.put_all()
+        world.wait(1)
+        asked = [[a.shnum for a in server.allocations()] for server in wanted]
+        assert asked == [*([shnum] for shnum in range(10)), *([] for _ in range(5))]
+        caller.finish()
+
+
+def test_an_order_that_comes_late_changes_nothing_but_new_homes() -> None:
+    with World(servers=15, staging=15) as world:
+        caller = Caller(world)
+        caller.open()
+        caller.put_all()
+        world.wait(1)
+        wanted = sorted((s for s in world.grid.servers if not s.allocations()), key=lambda server: server.server_id)
+        others = [s for s in world.grid.servers if s.allocations()]
+        caller("order", order_of([*wanted, *others], world))
+        assert not any(server.allocations() for server in wanted)
+        assert isinstance(others[0], FakeStagingServer)
+        others[0].staged.clear()  # it has forgotten: the share needs another home
+        caller("put_ciphertext", 3000, bytes(3000))
+        world.wait(1)
+        assert [len(server.allocations()) for server in wanted] == [1, 0, 0, 0, 0]
+
+
+def test_an_upload_without_an_order_asks_servers_in_one_of_its_own() -> None:
+    """The order in which readers of some storage index would be asked would give that index away."""
+    first = set()
+    for number in range(8):
+        with World(servers=15, staging=15) as world:
+            caller = Caller(world, number)
+            caller.open()
+            caller.put_all()
+            world.wait(1)
+            first.add(next(s.name for s in world.grid.servers if 0 in [a.shnum for a in s.allocations()]))
+            caller("abort")
+    assert len(first) > 1
+
+
+@pytest.mark.parametrize("change", [
+    lambda order: order[:-1], lambda order: order[:-2], lambda order: order + order[:2], lambda order: b"",
+    lambda order: order[:2] * 10, lambda order: order[:-2] + b"\x00\x0a", lambda order: order[:-2] + b"\xff\xff",
+    lambda order: order + b"\x00"])
+def test_an_order_that_is_no_permutation_is_refused(world: World, change: Callable[[bytes], bytes]) -> None:
+    caller = Caller(world)
+    caller.open()
+    order = order_of(world.grid.servers, world)
+    refusal = caller.refusal("order", change(order))
+    assert refusal.code == "bad-argument"
+    assert refusal.fields() == {
+        "field": "order", "expected": "each number below 10 once, in two bytes",
+        "came": f"{len(change(order))} bytes that are not that"}
+    caller("order", order)
+
+
+def test_the_order_of_an_ended_upload_is_refused(world: World) -> None:
+    caller = Caller(world)
+    caller.open()
+    caller("abort")
+    assert caller.refusal("order", order_of(world.grid.servers, world)).code == "aborted"
+
+
+def test_the_order_of_a_finished_upload_is_accepted_and_changes_nothing(world: World) -> None:
+    caller = complete(world)
+    world.wait(1)
+    assert caller("order", order_of(world.grid.servers, world)).fields == {"state": b"finished"}
+
+
+def test_the_order_refers_to_the_servers_of_open_also_when_others_come(world: World) -> None:
+    caller = Caller(world)
+    first = caller.open().fields["permutation-seeds"]
+    world.grid.servers.append(FakeServer("another", world.clock))
+    assert caller.open().fields["permutation-seeds"] == first
+    assert caller.refusal("order", b"".join(i.to_bytes(2, "big") for i in range(11))).code == "bad-argument"
+    caller("order", b"".join(i.to_bytes(2, "big") for i in range(10)))
+
+
+def test_of_very_many_servers_as_many_are_told_as_fit_in_an_answer() -> None:
+    fitting = SEEDS_MAX // 21
+    with World(servers=fitting + 5) as world:
+        caller = Caller(world)
+        answer = caller.open()
+        assert answer.fields["permutation-seeds"] == seeds(world.grid.in_order(bytes(16))[:fitting])
+        assert answer.fields["servers"] == fitting + 5
+        caller("order", b"".join(i.to_bytes(2, "big") for i in reversed(range(fitting))))
+        caller.put_all()
+        caller.finish()
 
 
 # -- one storage index --------------------------------------------------------------------------------------
@@ -464,10 +600,11 @@ def test_counters(world: World) -> None:
     caller("put_ciphertext", 0, bytes(1000))
     caller("put_ciphertext", 500, bytes(500))  # a repeat
     caller.refusal("put_ciphertext", 2000, bytes(100))
-    assert world.uploads.counters == {"opened": 2, "finished": 1, "bytes_received": 4000}
+    assert world.uploads.counters == {
+        "opened": 2, "finished": 1, "bytes_received": 4000, "bytes_pushed_again": 0}
     assert world.uploads.get_stats() == {
         "streaming_helper.opened": 2, "streaming_helper.finished": 1, "streaming_helper.bytes_received": 4000,
-        "streaming_helper.open": 1}
+        "streaming_helper.bytes_pushed_again": 0, "streaming_helper.open": 1}
 
 
 def test_an_upload_whose_finish_is_asked_for_twice_is_counted_once(world: World) -> None:
