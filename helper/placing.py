@@ -317,7 +317,9 @@ class ShareHomes:
     def _check_enough(self) -> None:
         """Tell the session when the answer rule cannot be met any more."""
         self._check_staging()
-        live = {s.shnum: s.server.server_id for s in self._shares if s.state in LIVE and s.server is not None}
+        # Once the answer must come, those who wait for it are told of servers that are away too.
+        counted = LIVE - {ShareState.AWAY} if self.must_complete else LIVE
+        live = {s.shnum: s.server.server_id for s in self._shares if s.state in counted and s.server is not None}
         k, happy = self._parameters.k, self._parameters.happy
         have = happiness(live.values())
         if have < happy:
@@ -381,6 +383,8 @@ class ShareHomes:
             share.leave(ShareState.AWAY)
             share.segments_before = before
         self._await(server, [(share, share.generation) for share in shares], AWAY_PATIENCE)
+        if self.placed:
+            self._check_enough()
         self._on_change()
 
     def _await(self, server: StorageServer, generations: list[tuple[Share, int]], patience: float) -> None:

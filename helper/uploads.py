@@ -15,6 +15,7 @@ from helper.interfaces import SEEDS_MAX, UPLOAD_ID_SIZE
 from helper.ledger import Ledger
 from helper.parameters import Parameters
 from helper.placement import staging_suffices
+from helper.pushing import ABANDON_PATIENCE
 from helper.recovery import Recovery
 from helper.settings import Settings
 from helper.sinks import Grid, StorageServer
@@ -156,7 +157,9 @@ class Uploads:
     async def abort(self, upload_id: bytes) -> Answered:
         upload = await self._find(upload_id)
         answered = await upload.call(events.AbortReceived)
-        await upload.save()
+        # Nothing is lost if this is not recorded: what is left has no ciphertext any more, and expires.
+        recorded = upload.save().addTimeout(ABANDON_PATIENCE, self._clock)
+        await recorded.addErrback(lambda _failure: None)
         return answered
 
     # -- finding and forgetting ----------------------------------------------------------------------------
