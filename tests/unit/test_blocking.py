@@ -152,8 +152,17 @@ def test_errors_of_the_helper_arrive(helper: LoopbackHelper, node: Path) -> None
     assert caught.value.code == "too-few-servers"
 
 
-def test_a_lost_helper_is_noticed_by_the_next_write(helper: LoopbackHelper, node: Path) -> None:
-    f = UploadFile(node)
+def test_a_broken_connection_is_a_pause(helper: LoopbackHelper, node: Path) -> None:
+    with UploadFile(node) as f:
+        f.write(DATA)
+        helper.cut()
+        f.write(DATA)
+        helper.cut()
+    assert_is_cap_of(f.cap, 2 * DATA)
+
+
+def test_without_patience_a_lost_helper_is_noticed_by_the_next_write(helper: LoopbackHelper, node: Path) -> None:
+    f = UploadFile(node, patience=0)
     f.write(DATA)
     helper.cut()
 
@@ -200,7 +209,7 @@ def test_when_it_cannot_be_opened_nothing_stays_behind(helper: LoopbackHelper, n
     before = sockets()
     for _ in range(3):
         with pytest.raises(HelperRefused):
-            UploadFile(node, size=1000)
+            UploadFile(node, size=1000, patience=0)
     helper.run(lambda: reactor_loop.turns(lambda: len(reactor.getReaders()) <= before))
 
 
