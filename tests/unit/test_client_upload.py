@@ -452,6 +452,50 @@ def test_without_patience_a_connection_that_breaks_while_a_write_waits_ends_the_
     assert isinstance(results[0].value, HelperLost)
 
 
+class Links:
+    """A new link to the helper whenever one is wanted; the first breaks instead of its call number `breaks_at`, or,
+    if `answered`, instead of answer number `breaks_at`."""
+
+    def __init__(self, world: World, breaks_at: int, answered: bool) -> None:
+        self.world = world
+        self.made: list[WireLink] = []
+        self._breaks_at = breaks_at
+        self._answered = answered
+        self._delivered = 0
+
+    async def connect(self) -> WireLink:
+        link = self.world.link(latency=0.01)
+        if not self.made:
+            if self._answered:
+                link.lie = self._cut_at_answer
+            else:
+                link.breaks = lambda _method, count: count == self._breaks_at
+        self.made.append(link)
+        return link
+
+    def _cut_at_answer(self, method: str, wire: WireAnswer) -> WireAnswer:
+        self._delivered += 1
+        if self._delivered == self._breaks_at + 1:
+            self.made[0].cut()
+            return {b"code": b"helper-stopping"}, []
+        return wire
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_cut_at_every_call_to_a_whole_helper(answered: bool) -> None:
+    settings = attrs.evolve(SMALL, largest_message=700, credit=3000)
+    for number in range(11):
+        with World(settings=settings) as world:
+            links = Links(world, number, answered)
+            upload = StreamingUpload(links.connect, PARAMETERS, world.clock, key=KEY)
+            assert world.run(write_all(upload, DATA, 900)) == CAP
+            assert len(links.made) == 2
+            for link in links.made:
+                check_key_use(link, KEY, DATA)
+            world.wait(1)
+            world.check_shares(expected(DATA, PARAMETERS))
+
+
 def test_a_lost_helper_is_told_between_calls(world: World) -> None:
     told: list[int] = []
     link = world.link()

@@ -28,6 +28,7 @@ from client_shim.errors import (
     HelperRefused,
     HelperUnreachable,
     StockHelper,
+    UploadClosed,
     UploadError,
 )
 from client_shim.helper_edge import HelperAnswer, HelperLink, ShareSeen, connect
@@ -137,6 +138,17 @@ def test_a_clients_own_tub_does_as_well(helper: LoopbackHelper, tmp_path: Path) 
         return cap
 
     assert helper.run(go) == expected(DATA, PARAMETERS).cap
+
+
+def test_an_upload_of_a_client_that_was_stopped_fails(helper: LoopbackHelper, tmp_path: Path) -> None:
+    async def go() -> None:
+        client = StreamingClient(NodeConfig(tmp_path, PARAMETERS, helper.furl))
+        upload = client.upload(key=KEY)
+        await upload.write(DATA)
+        await client.stop()
+        await upload.close()
+
+    fails(lambda: go(), UploadClosed)
 
 
 # -- refusals -------------------------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ def test_any_history(data: st.DataObject) -> None:
     received = bytearray()  # by the helper
     on_their_way: list[Message] = []
     added, now, connected = 0, 0.0, False
-    for step in data.draw(st.lists(st.sampled_from(["add", "add", "send", "send", "answer", "cut", "connect"]))):
+    steps = st.sampled_from(["add", "add", "send", "send", "answer", "cut", "connect"])
+    for step in data.draw(st.lists(steps, min_size=5, max_size=80)):
         now += 0.1
         if step == "add" and not (connected and outbox.must_wait):
             size = data.draw(st.integers(1, 50_000))
@@ -54,7 +55,9 @@ def test_any_history(data: st.DataObject) -> None:
             assert outbox.next_message(now) is None
             assert outbox.must_wait
         elif step == "connect" and not connected:
-            outbox.connected(SendWindow(WINDOW_MIN, 20_000), len(received))
+            # less room than before, so that not all can be sent again at once
+            credit = data.draw(st.integers(5_000, WINDOW_MIN))
+            outbox.connected(SendWindow(credit, 20_000), len(received))
             connected = True
         assert outbox.durable <= len(received) <= outbox.sent <= added
         assert held(outbox) == added - outbox.durable
@@ -79,6 +82,18 @@ def test_when_no_more_comes_it_waits_for_nothing() -> None:
     outbox.add(CIPHERTEXT[:1500])
     outbox.complete()
     assert [m and m.end for m in (outbox.next_message(0.0), outbox.next_message(0.0))] == [1000, 1500]
+
+
+def test_what_was_not_sent_again_yet_comes_after_what_was() -> None:
+    outbox = Outbox()
+    outbox.connected(SendWindow(10_000, 2500), 0)
+    outbox.add(CIPHERTEXT[:10_000])
+    while outbox.next_message(0.0) is not None:
+        pass
+    for _ in range(3):
+        outbox.disconnected()
+        outbox.connected(SendWindow(4000, 1000), 0)
+        assert [m and m.offset for m in (outbox.next_message(0.0), outbox.next_message(0.0))] == [0, 1000]
 
 
 def test_what_is_sent_again_is_cut_to_the_new_window() -> None:

@@ -294,6 +294,18 @@ def test_the_same_over_a_first_connection_ends_the_upload(code: str) -> None:
     assert scene.put().code == code
 
 
+def test_a_result_that_was_lost_is_asked_for_again() -> None:
+    """Whatever a helper says of an upload that it has finished: the ciphertext may be gone there."""
+    scene = Scene()
+    scene.result(scene.upload.write(DATA))
+    scene.wait(1)
+    scene.helper.fate = fate_of("finish", "done")
+    scene.helper.status_fields = {"durable": 0}
+    assert scene.result(scene.upload.close()) == CAP
+    assert scene.helper.calls.count("finish") == 2
+    assert scene.helper.calls[-2] == "status"
+
+
 # -- how long, and how often ------------------------------------------------------------------------------------
 
 
@@ -430,6 +442,17 @@ def test_abort_of_an_upload_that_could_not_be_opened_yet() -> None:
     assert outcome(begin(scene.upload.abort())) == [None]
     assert isinstance(writing[0].value, UploadClosed)
     assert not scene.clock.getDelayedCalls()
+
+
+def test_abort_while_an_open_is_not_answered_and_then_lost() -> None:
+    scene = Scene()
+    writing = outcome(begin(scene.upload.write(DATA)))
+    assert outcome(begin(scene.upload.abort())) == [None]
+    assert writing == [], "what is opened would have to be aborted"
+    scene.helper.cut()
+    scene.wait(2 * PATIENCE)
+    assert isinstance(writing[0].value, UploadClosed)
+    assert len(scene.helper.connects) == 1
 
 
 @pytest.mark.parametrize("fate", FATES)
