@@ -111,7 +111,7 @@ def test_leaving_by_an_exception_aborts(helper: LoopbackHelper, node: Path) -> N
         use()
     with pytest.raises(UploadClosed):
         assert f.cap
-    assert nothing_is_left(helper)
+    helper.run(lambda: reactor_loop.turns(lambda: nothing_is_left(helper)))
     with pytest.raises(ValueError, match="closed"):
         f.write(b"x")
 
@@ -141,7 +141,7 @@ def test_close_raises_if_there_is_no_cap(helper: LoopbackHelper, node: Path) -> 
     f.close()
     with pytest.raises(UploadClosed):
         assert f.cap
-    assert nothing_is_left(helper)
+    helper.run(lambda: reactor_loop.turns(lambda: nothing_is_left(helper)))
 
 
 def test_errors_of_the_helper_arrive(helper: LoopbackHelper, node: Path) -> None:
