@@ -28,18 +28,20 @@ class UploadFile(io.RawIOBase):
     """A file being uploaded: write bytes, then `close`, then read `cap`.
 
     `close` raises if there is no cap. Leaving a `with` block by an exception aborts the upload. Errors are
-    UploadErrors. `reveal` (None: the node's setting) says when the helper is told the storage index. Not for the
-    reactor thread of a Twisted program: use client.StreamingClient there.
+    UploadErrors. `reveal` says when the helper is told the storage index, `patience` for how many seconds a helper
+    that was lost is looked for, while `write` and `close` wait (None: the node's settings). Not for the reactor
+    thread of a Twisted program: use client.StreamingClient there.
     """
 
     def __init__(self, node_directory: str | Path, size: int | None = None,
-                 reveal: RevealStorageIndex | None = None) -> None:
+                 reveal: RevealStorageIndex | None = None, patience: float | None = None) -> None:
         self._client = StreamingClient(read_node_config(Path(node_directory)))
         self._cap: bytes | None = None
         self._upload: StreamingUpload | None = None
         _run_reactor()
         try:
-            self._upload = _in_reactor(lambda: _made(self._client, size, reveal))
+            self._upload = _in_reactor(lambda: _opened(self._client.upload(
+                size=size, reveal=reveal, patience=patience)))
         except BaseException:
             _in_reactor(self._client.stop)
             raise
@@ -98,8 +100,7 @@ class UploadFile(io.RawIOBase):
             super().close()
 
 
-async def _made(client: StreamingClient, size: int | None, reveal: RevealStorageIndex | None) -> StreamingUpload:
-    upload = client.upload(size=size, reveal=reveal)
+async def _opened(upload: StreamingUpload) -> StreamingUpload:
     await upload.open()
     return upload
 

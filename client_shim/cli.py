@@ -15,6 +15,21 @@ _node_directory = click.option(
     show_default=True, help="The directory of the Tahoe client node.")
 
 
+def _duration(_context: click.Context, _parameter: click.Parameter, text: str | None) -> int | None:
+    from client_shim.settings import DURATION
+    from helper.streaming_cfg import duration_of
+
+    if text is None:
+        return None
+    try:
+        seconds = duration_of(text)
+    except ValueError:
+        seconds = -1
+    if seconds < 0:
+        raise click.BadParameter(f"{text!r}: expected {DURATION}")
+    return seconds
+
+
 @click.group()
 @click.version_option(package_name="tahoe-stream")
 def main() -> None:
@@ -51,10 +66,13 @@ def helper_run(nodedir: Path, allow_stdin_close: bool, twistd_arguments: tuple[s
 @click.option("--reveal-storage-index", "reveal", type=click.Choice(["auto", "early", "at-completion"]),
               help="When the helper is told the storage index: when it cannot do without (auto, the default), at "
                    "once, or with the last byte. The default is a setting: streaming.cfg, [client].")
+@click.option("--patience", metavar="DURATION", callback=_duration,
+              help="How long a helper that was lost is looked for before the upload is given up, such as 1 hour (the "
+                   "default) or 0 seconds. The default is a setting: streaming.cfg, [client].")
 @click.option("--json", "as_json", is_flag=True, help="Progress and errors as JSON lines on standard error.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[FILE|-] [-- COMMAND...]")
 def put(node_directory: Path, convergent: bool, verify: bool, from_command: bool, reveal: str | None,
-        as_json: bool, arguments: tuple[str, ...]) -> None:
+        patience: int | None, as_json: bool, arguments: tuple[str, ...]) -> None:
     """Stream FILE, standard input or a command's output to the grid, and print its read cap."""
     if from_command:
         if not arguments:
@@ -74,7 +92,7 @@ def put(node_directory: Path, convergent: bool, verify: bool, from_command: bool
     from client_shim.report import Report
 
     options = PutOptions(node_directory, file, command, convergent, verify,
-                         None if reveal is None else RevealStorageIndex(reveal))
+                         None if reveal is None else RevealStorageIndex(reveal), patience)
     sys.exit(run_put(options, Report(sys.stderr, as_json), lambda cap: print(cap, flush=True)))
 
 

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 
 from client_shim.cipher import PlaintextDigests
 from client_shim.disclosure import RevealStorageIndex
-from client_shim.errors import HelperUnreachable
+from client_shim.errors import HelperUnreachable, UploadClosed, UploadError
 from client_shim.helper_edge import HelperLink, connect, make_tub
 from client_shim.node_config import NodeConfig
 from client_shim.upload import Progress, StreamingUpload
@@ -34,24 +34,31 @@ class StreamingClient:
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
         self._tub: Tub | None = None
+        self._stops = 0
 
     def upload(self, *, size: int | None = None, key: bytes | None = None, digests: PlaintextDigests | None = None,
-               reveal: RevealStorageIndex | None = None,
+               reveal: RevealStorageIndex | None = None, patience: float | None = None,
                on_progress: Callable[[Progress], None] = lambda _progress: None,
-               on_failed: Callable[[], None] = lambda: None) -> StreamingUpload:
-        """A new upload of `size` bytes (None: as many as come). `reveal` is the node's setting if it is None. The
-        rest as for StreamingUpload."""
+               on_failed: Callable[[], None] = lambda: None,
+               on_paused: Callable[[UploadError, float], None] = lambda _why, _patience: None,
+               on_resumed: Callable[[float], None] = lambda _seconds: None) -> StreamingUpload:
+        """A new upload of `size` bytes (None: as many as come). `reveal` and `patience` are the node's settings if
+        they are None. The rest as for StreamingUpload."""
         parameters = attrs.evolve(self.config.parameters, size=size)
 
-        async def connect_upload() -> HelperLink:
-            link = await self._connect()
-            link.on_lost(upload.helper_lost)
-            return link
+        stops = self._stops
 
-        upload = StreamingUpload(connect_upload, parameters, reactor, key=key, digests=digests,
-                                 reveal=reveal or self.config.settings.reveal,
-                                 on_progress=on_progress, on_failed=on_failed)
-        return upload
+        async def connect_upload() -> HelperLink:
+            if self._stops != stops:
+                raise UploadClosed()
+            return await self._connect()
+
+        settings = self.config.settings
+        return StreamingUpload(connect_upload, parameters, reactor, key=key, digests=digests,
+                               reveal=settings.reveal if reveal is None else reveal,
+                               patience=settings.patience if patience is None else patience,
+                               on_progress=on_progress, on_failed=on_failed, on_paused=on_paused,
+                               on_resumed=on_resumed)
 
     async def _connect(self) -> HelperLink:
         furl = self.config.helper_furl
@@ -63,6 +70,7 @@ class StreamingClient:
 
     async def stop(self) -> None:
         """Close the connection. Uploads in progress fail."""
+        self._stops += 1
         tub, self._tub = self._tub, None
         if tub is not None:
             stopped: Deferred[None] = tub.stopService()

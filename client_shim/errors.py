@@ -61,10 +61,14 @@ class HelperUnreachable(UploadError):
 
 @attrs.define(eq=False, str=False)
 class HelperLost(UploadError):
+    """`seconds`: how long it was tried to find the helper again."""
+
     code = "helper-lost"
+    seconds: int = 0
 
     def text(self) -> str:
-        return "the connection to the helper broke before the upload was complete; there is no cap"
+        tried = f", and it was not found again for {self.seconds} seconds" if self.seconds else ""
+        return f"the connection to the helper broke before the upload was complete{tried}; there is no cap"
 
 
 @attrs.define(eq=False, str=False)

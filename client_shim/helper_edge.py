@@ -61,6 +61,10 @@ class HelperAnswer:
             raise HelperMisbehaved(f"its answer has no number {name!r}")
         return value
 
+    def text(self, name: str) -> str:
+        """A field for people, made printable; empty if it is missing."""
+        return _text(self.fields.get(name))
+
 
 def make_tub() -> Tub:
     """A Tub for outgoing connections, to be started."""

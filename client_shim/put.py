@@ -39,7 +39,7 @@ VERIFIED_SEGMENTS = 3
 @attrs.frozen
 class PutOptions:
     """What the command line asks for. `file` None is standard input; `command` replaces both. The node's settings
-    hold where `reveal` is None."""
+    hold where `reveal` or `patience` (seconds) is None."""
 
     node_directory: Path
     file: Path | None = None
@@ -47,6 +47,7 @@ class PutOptions:
     convergent: bool = False
     verify: bool = False
     reveal: RevealStorageIndex | None = None
+    patience: int | None = None
 
 
 class Put:
@@ -109,7 +110,9 @@ class Put:
     def _begin(self, size: int | None, key: bytes | None, digests: PlaintextDigests | None) -> StreamingUpload:
         self._report.start(size)
         self._upload = self._client.upload(size=size, key=key, digests=digests, reveal=self._options.reveal,
-                                           on_progress=self._report.progress, on_failed=self._stop_reading)
+                                           patience=self._options.patience, on_progress=self._report.progress,
+                                           on_failed=self._stop_reading, on_paused=self._report.paused,
+                                           on_resumed=self._report.resumed)
         return self._upload
 
     def _stop_reading(self) -> None:

@@ -44,6 +44,20 @@ class Report:
             self._last_line = now
             self._event("progress", **_bytes(progress))
 
+    def paused(self, why: UploadError, patience: float) -> None:
+        """The helper is away; it is looked for for `patience` seconds."""
+        self._event("paused", code=why.code, patience=round(patience))
+        if self._bar is not None:
+            self._bar.set_description_str("helper is away")
+        self._line(f"the helper is away ({why.code}); looking for it for up to {spelt(patience)}")
+
+    def resumed(self, seconds: float) -> None:
+        """The helper is back, after so many seconds."""
+        self._event("resumed", seconds=round(seconds, 2))
+        if self._bar is not None:
+            self._bar.set_description_str("")
+        self._line(f"the helper is back after {spelt(seconds)}; the upload goes on")
+
     def last_byte(self, progress: Progress) -> None:
         """The source has ended; the upload is being completed."""
         self._last_byte = time.monotonic()
@@ -85,8 +99,12 @@ class Report:
         self._line(f"internal error, please report it:\n{failure.getTraceback()}")
 
     def _line(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
         if not self._json:
             self._print(f"tahoe-stream: {text}")
+        if self._bar is not None:
+            self._bar.refresh()
 
     def _event(self, event: str, **fields: object) -> None:
         if self._json:
@@ -103,6 +121,15 @@ class Report:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def spelt(seconds: float) -> str:
+    """A duration for people, as streaming.cfg spells it: in the largest unit in which it is whole."""
+    whole = max(1, round(seconds))
+    units = {"day": 86400, "hour": 3600, "minute": 60, "second": 1}
+    unit, length = next((unit, length) for unit, length in units.items() if whole % length == 0)
+    count = whole // length
+    return f"{count} {unit}" + ("s" if count != 1 else "")
 
 
 def _bytes(progress: Progress) -> dict[str, int | None]:

@@ -7,22 +7,28 @@ from pathlib import Path
 import attrs
 
 from client_shim.disclosure import RevealStorageIndex
-from helper.streaming_cfg import Key, read_section
+from helper.streaming_cfg import Key, duration_of, read_section
 
 SECTION = "client"
+
+#: What is expected of a duration, here and on the command line.
+DURATION = "a duration such as 1 hour"
 
 
 @attrs.frozen
 class ClientSettings:
-    """What holds for every upload that does not say otherwise."""
+    """What holds for every upload that does not say otherwise. Durations in seconds."""
 
     #: When the storage index of an upload is told.
     reveal: RevealStorageIndex = RevealStorageIndex.AUTO
+    #: How long a helper that was lost during an upload is looked for.
+    patience: int = 3600
 
 
 _KEYS = {
     "reveal-storage-index": Key("reveal", RevealStorageIndex,
                                 " or ".join(each.value for each in RevealStorageIndex)),
+    "patience": Key("patience", duration_of, DURATION, least=0),
 }
 
 

@@ -9,6 +9,8 @@ share an interpreter with what is measured.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import socket
 import subprocess
 import sys
@@ -42,6 +44,11 @@ class SlowLink:
                  _traceback: TracebackType | None) -> None:
         self.cut()
 
+    def drop(self) -> None:
+        """End every connection over the link; new ones may be made."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGUSR1)
+
     def cut(self) -> int:
         """End the link and every connection over it, at once. Returns how many there were."""
         if self._process is None:
@@ -58,9 +65,21 @@ class _Proxy:
         self._rate = rate
         self._delay = delay
         self._tasks: set[asyncio.Task[None]] = set()
+        self._sockets: list[socket.socket] = []
+
+    def _drop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._tasks.clear()
+        for each in self._sockets:
+            with contextlib.suppress(OSError):  # it has ended itself
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+        self._sockets.clear()
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, self._drop)
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)  # inherited by connections
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
@@ -75,6 +94,7 @@ class _Proxy:
             far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
             far.setblocking(False)
             await loop.sock_connect(far, self._target)
+            self._sockets += near, far
             for source, sink in ((near, far), (far, near)):
                 source.setblocking(False)
                 arriving: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()

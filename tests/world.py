@@ -92,6 +92,10 @@ class WireLink:
         self._cut = False
         self._busy_until = 0.0
         self._waiting: list[Deferred[HelperAnswer]] = []
+        self._lost: list[Callable[[], None]] = []
+
+    def on_lost(self, callback: Callable[[], None]) -> None:
+        self._lost.append(callback)
 
     async def open(self, upload_id: bytes, parameters: dict[bytes, int]) -> HelperAnswer:
         return await self._call("open", upload_id, parameters)
@@ -121,6 +125,8 @@ class WireLink:
         waiting, self._waiting = self._waiting, []
         for d in waiting:
             d.errback(HelperLost())
+        for callback in self._lost:
+            callback()
 
     def methods(self) -> list[str]:
         """The calls sent, in order."""

@@ -226,7 +226,8 @@ def test_furls_stay_over_a_restart(helper: HelperNode) -> None:
 def test_helper_that_ends_in_mid_stream(helper: HelperNode, number: signal.Signals, codes: set[str]) -> None:
     grid = helper.shared.grid
     shares = share_paths(grid)
-    with helper.process() as process, put_in_progress(client_of(helper), "--json", "-") as upload:
+    with helper.process() as process, put_in_progress(
+            client_of(helper), "--json", "--patience=0 seconds", "-") as upload:
         feed(upload, os.urandom(3 * MiB))
         wait_for_incoming(grid, HAPPY)
         assert len(spool_of(helper.node)) == 1
@@ -243,7 +244,7 @@ def test_helper_that_ends_in_mid_stream(helper: HelperNode, number: signal.Signa
 
 def test_program_whose_helper_ends(helper: HelperNode) -> None:
     with helper.process() as process:
-        f = UploadFile(client_of(helper))
+        f = UploadFile(client_of(helper), patience=1)
         f.write(os.urandom(200_000))
         process.kill()
         process.wait(30)
@@ -283,12 +284,12 @@ def test_link_that_breaks(shared: SharedGrid, impatient_helper: NodeProcess, tmp
     shares = share_paths(shared.grid)
     with SlowLink(*location(furl), rate=5_000_000, delay=0.01) as link:
         directory = client_directory(tmp_path / "client", through(furl, link))
-        with put_in_progress(directory, "--json", "-") as process:
+        with put_in_progress(directory, "--json", "--patience=2 seconds", "-") as process:
             feed(process, os.urandom(2 * MiB))
             wait_for_incoming(shared.grid, SERVERS)
             link.cut()
             assert process.wait(30) == 1
-            end_of(process).failed_with("helper-lost")
+            assert end_of(process).failed_with("helper-lost")["seconds"] == 2
     wait_until_clean(shared.grid, impatient_helper, shares)
 
 

@@ -18,6 +18,7 @@ import pytest
 from allmydata import uri
 from grid_tools import (
     DEAD_FURL,
+    SERVERS,
     TAHOE_STREAM,
     MiB,
     SharedGrid,
@@ -312,6 +313,8 @@ def test_options_of_the_command_are_its_own(shared: SharedGrid, client: Path) ->
     (("--from-command", "--convergent", "--", "true"), "cannot be read twice"),
     (("--convergent", "-"), "needs a regular file"),
     (("a", "b"), "one FILE only"),
+    (("--patience", "a while", "a"), "'a while': expected a duration such as 1 hour"),
+    (("--patience=-1 days", "a"), "'-1 days': expected a duration such as 1 hour"),
     (("--reveal-storage-index", "later", "a"), "'later' is not one of 'auto', 'early', 'at-completion'"),
 ])
 def test_misuse(client: Path, arguments: tuple[str, ...], complaint: str) -> None:
@@ -347,6 +350,33 @@ def test_setting_that_cannot_be_used(shared: SharedGrid, tmp_path: Path) -> None
     (directory / "streaming.cfg").write_text("[client]\nreveal-storage-index = later\n")
     told = put(directory, "--json", "-", stdin=bytes(100)).failed_with("bad-node-directory")
     assert "reveal-storage-index = 'later': expected auto or early or at-completion" in told["text"]
+
+
+# -- a connection that breaks ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_connection_that_breaks_is_a_pause(shared: SharedGrid, tmp_path: Path, declared: bool) -> None:
+    (tmp_path / "file").write_bytes(data := os.urandom(6 * MiB))
+    furl = shared.grid.helper_furl
+    with SlowLink(*location(furl), rate=2_000_000, delay=0.005) as link:
+        directory = client_directory(tmp_path / "client", through(furl, link))
+        process = start_put(directory, "--json", tmp_path / "file" if declared else "-")
+        if not declared:
+            feed(process, data[:4 * MiB])
+        wait_for_incoming(shared.grid, SERVERS)
+        link.drop()
+        transcript = end_of(process, None if declared else data[4 * MiB:])
+        assert link.cut() == 2, "another connection"
+    assert download(shared.grid.client, transcript.cap) == data
+    events = transcript.events
+    told = [event for event in events if event["event"] in ("paused", "resumed")]
+    assert [event["event"] for event in told] == ["paused", "resumed"]
+    assert told[0]["code"] == "helper-lost"
+    assert told[0]["patience"] == 3600
+    assert told[1]["seconds"] < 10
+    durable = [event["bytes_durable"] for event in events if "bytes_durable" in event]
+    assert durable == sorted(durable)
 
 
 # -- signals -----------------------------------------------------------------------------------------------

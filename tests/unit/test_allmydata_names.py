@@ -60,6 +60,7 @@ FORMATS = {
     "allmydata.util.hashutil.crypttext_segment_hasher",
     "allmydata.util.hashutil.file_cancel_secret_hash",
     "allmydata.util.hashutil.file_renewal_secret_hash",
+    "allmydata.util.hashutil.permute_server_hash",
     "allmydata.util.hashutil.storage_index_hash",
     "allmydata.util.hashutil.tagged_pair_hash",
     "allmydata.util.hashutil.uri_extension_hash",

@@ -111,7 +111,7 @@ def test_leaving_by_an_exception_aborts(helper: LoopbackHelper, node: Path) -> N
         use()
     with pytest.raises(UploadClosed):
         assert f.cap
-    assert nothing_is_left(helper)
+    helper.run(lambda: reactor_loop.turns(lambda: nothing_is_left(helper)))
     with pytest.raises(ValueError, match="closed"):
         f.write(b"x")
 
@@ -141,7 +141,7 @@ def test_close_raises_if_there_is_no_cap(helper: LoopbackHelper, node: Path) -> 
     f.close()
     with pytest.raises(UploadClosed):
         assert f.cap
-    assert nothing_is_left(helper)
+    helper.run(lambda: reactor_loop.turns(lambda: nothing_is_left(helper)))
 
 
 def test_errors_of_the_helper_arrive(helper: LoopbackHelper, node: Path) -> None:
@@ -152,8 +152,17 @@ def test_errors_of_the_helper_arrive(helper: LoopbackHelper, node: Path) -> None
     assert caught.value.code == "too-few-servers"
 
 
-def test_a_lost_helper_is_noticed_by_the_next_write(helper: LoopbackHelper, node: Path) -> None:
-    f = UploadFile(node)
+def test_a_broken_connection_is_a_pause(helper: LoopbackHelper, node: Path) -> None:
+    with UploadFile(node) as f:
+        f.write(DATA)
+        helper.cut()
+        f.write(DATA)
+        helper.cut()
+    assert_is_cap_of(f.cap, 2 * DATA)
+
+
+def test_without_patience_a_lost_helper_is_noticed_by_the_next_write(helper: LoopbackHelper, node: Path) -> None:
+    f = UploadFile(node, patience=0)
     f.write(DATA)
     helper.cut()
 
@@ -200,7 +209,7 @@ def test_when_it_cannot_be_opened_nothing_stays_behind(helper: LoopbackHelper, n
     before = sockets()
     for _ in range(3):
         with pytest.raises(HelperRefused):
-            UploadFile(node, size=1000)
+            UploadFile(node, size=1000, patience=0)
     helper.run(lambda: reactor_loop.turns(lambda: len(reactor.getReaders()) <= before))
 
 

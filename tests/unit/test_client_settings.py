@@ -20,7 +20,7 @@ def write(directory: Path, text: str) -> Path:
 
 
 def test_without_a_file_all_defaults(tmp_path: Path) -> None:
-    assert read_client_settings(tmp_path) == ClientSettings(RevealStorageIndex.AUTO)
+    assert read_client_settings(tmp_path) == ClientSettings(RevealStorageIndex.AUTO, 3600)
 
 
 @pytest.mark.parametrize("section", ["helper", "gateway"])
@@ -35,13 +35,22 @@ def test_reveal_storage_index(tmp_path: Path, reveal: RevealStorageIndex) -> Non
     assert read_client_settings(tmp_path).reveal is reveal
 
 
+@pytest.mark.parametrize(("text", "seconds"), [
+    ("1 hour", 3600), ("0 seconds", 0), ("90 minutes", 5400), ("7days", 7 * 86400), ("1 mo", 31 * 86400)])
+def test_patience(tmp_path: Path, text: str, seconds: int) -> None:
+    write(tmp_path, f"[client]\npatience = {text}\n")
+    assert read_client_settings(tmp_path) == ClientSettings(patience=seconds)
+
+
 @pytest.mark.parametrize(("text", "complaint"), [
     ("[client]\nreveal-storage-index = later\n",
      "reveal-storage-index = 'later': expected auto or early or at-completion"),
     ("[client]\nreveal-storage-index = EARLY\n",
      "reveal-storage-index = 'EARLY': expected auto or early or at-completion"),
+    ("[client]\npatience = 5\n", "patience = '5': expected a duration such as 1 hour"),
+    ("[client]\npatience = -1 days\n", "patience = '-1 days': expected a duration such as 1 hour"),
     ("[clients]\n", "unknown section [clients]; known are [client], [gateway], [helper]"),
-    ("[client]\nreveal = early\n", "unknown key 'reveal' in [client]; known are reveal-storage-index"),
+    ("[client]\nreveal = early\n", "unknown key 'reveal' in [client]; known are patience, reveal-storage-index"),
 ])
 def test_what_cannot_be_used(tmp_path: Path, text: str, complaint: str) -> None:
     path = write(tmp_path, text)

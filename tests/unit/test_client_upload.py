@@ -28,7 +28,8 @@ from client_shim.errors import (
     Waiting,
     WrongUEB,
 )
-from client_shim.upload import WAITING_PATIENCE, Progress, StreamingUpload
+from client_shim.helper_upload import WAITING_PATIENCE
+from client_shim.upload import Progress, StreamingUpload
 from client_shim.window import WINDOW_MIN
 from helper.foolscap_edge import WireAnswer
 from helper.interfaces import LARGEST_MESSAGE
@@ -428,17 +429,20 @@ def test_a_helper_that_cannot_be_reached_ends_the_upload(world: World) -> None:
 
 
 @pytest.mark.parametrize("method", ["open", "assign", "put_ciphertext", "finish"])
-def test_a_broken_connection_ends_the_upload(world: World, method: str) -> None:
+def test_a_connection_that_stays_broken_ends_the_upload(world: World, method: str) -> None:
     link = world.link()
     link.breaks = lambda called, _count: called == method
-    upload = world.upload(PARAMETERS, link)
+    upload = world.upload(PARAMETERS, link, patience=60)
+    before = world.clock.seconds()
     error = fails(world, write_all(upload, DATA), HelperLost)
+    assert error.seconds == 60
+    assert 60 <= world.clock.seconds() - before < 61
     assert_failed_for_good(world, upload, error)
 
 
-def test_a_connection_that_breaks_while_a_write_waits_ends_the_wait(world: World) -> None:
+def test_without_patience_a_connection_that_breaks_while_a_write_waits_ends_the_wait(world: World) -> None:
     link = world.link()
-    upload = world.upload(PARAMETERS, link)
+    upload = world.upload(PARAMETERS, link, patience=0)
     world.run(upload.write(DATA))
     world.hold_work()
     results = outcome(begin(upload.write(plaintext(200_000))))
@@ -448,22 +452,68 @@ def test_a_connection_that_breaks_while_a_write_waits_ends_the_wait(world: World
     assert isinstance(results[0].value, HelperLost)
 
 
+class Links:
+    """A new link to the helper whenever one is wanted; the first breaks instead of its call number `breaks_at`, or,
+    if `answered`, instead of answer number `breaks_at`."""
+
+    def __init__(self, world: World, breaks_at: int, answered: bool) -> None:
+        self.world = world
+        self.made: list[WireLink] = []
+        self._breaks_at = breaks_at
+        self._answered = answered
+        self._delivered = 0
+
+    async def connect(self) -> WireLink:
+        link = self.world.link(latency=0.01)
+        if not self.made:
+            if self._answered:
+                link.lie = self._cut_at_answer
+            else:
+                link.breaks = lambda _method, count: count == self._breaks_at
+        self.made.append(link)
+        return link
+
+    def _cut_at_answer(self, method: str, wire: WireAnswer) -> WireAnswer:
+        self._delivered += 1
+        if self._delivered == self._breaks_at + 1:
+            self.made[0].cut()
+            return {b"code": b"helper-stopping"}, []
+        return wire
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_cut_at_every_call_to_a_whole_helper(answered: bool) -> None:
+    settings = attrs.evolve(SMALL, largest_message=700, credit=3000)
+    for number in range(11):
+        with World(settings=settings) as world:
+            links = Links(world, number, answered)
+            upload = StreamingUpload(links.connect, PARAMETERS, world.clock, key=KEY)
+            assert world.run(write_all(upload, DATA, 900)) == CAP
+            assert len(links.made) == 2
+            for link in links.made:
+                check_key_use(link, KEY, DATA)
+            world.wait(1)
+            world.check_shares(expected(DATA, PARAMETERS))
+
+
 def test_a_lost_helper_is_told_between_calls(world: World) -> None:
     told: list[int] = []
-    upload = world.upload(PARAMETERS, on_failed=lambda: told.append(1))
+    link = world.link()
+    upload = world.upload(PARAMETERS, link, patience=0, on_failed=lambda: told.append(1))
     world.run(upload.write(DATA))
-    upload.helper_lost()
-    upload.helper_lost()
-    assert told
+    link.cut()
+    assert told == [1]
     error = fails(world, upload.close(), HelperLost)
     assert_failed_for_good(world, upload, error)
 
 
 def test_a_lost_helper_after_the_end_is_no_failure(world: World) -> None:
     told: list[int] = []
-    upload = world.upload(PARAMETERS, on_failed=lambda: told.append(1))
+    link = world.link()
+    upload = world.upload(PARAMETERS, link, on_failed=lambda: told.append(1), on_paused=lambda *_: told.append(2))
     assert world.run(write_all(upload, DATA)) == CAP
-    upload.helper_lost()
+    link.cut()
+    world.wait(4000)
     assert not told
 
 

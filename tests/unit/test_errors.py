@@ -123,6 +123,9 @@ OF_THE_CLIENT: list[tuple[StreamingError, str, str]] = [
      "no connection to the helper (ConnectionRefusedError); is it running, and is helper.furl its present one?"),
     (HelperLost(), "helper-lost",
      "the connection to the helper broke before the upload was complete; there is no cap"),
+    (HelperLost(3600), "helper-lost",
+     ("the connection to the helper broke before the upload was complete, and it was not found again for 3600 seconds; "
+      "there is no cap")),
     (HelperMisbehaved("its answer has no number 'credit'"), "helper-misbehaved",
      "the helper broke the protocol: its answer has no number 'credit'; there is no cap"),
     (HelperRefused("offset-gap", "the next offset is 100, got 200", {"expected": 100, "came": 200}), "offset-gap",

@@ -28,6 +28,7 @@ from client_shim.errors import (
     HelperRefused,
     HelperUnreachable,
     StockHelper,
+    UploadClosed,
     UploadError,
 )
 from client_shim.helper_edge import HelperAnswer, HelperLink, ShareSeen, connect
@@ -159,6 +160,17 @@ def test_a_clients_own_tub_does_as_well(helper: LoopbackHelper, tmp_path: Path) 
         return cap
 
     assert helper.run(go) == expected(DATA, PARAMETERS).cap
+
+
+def test_an_upload_of_a_client_that_was_stopped_fails(helper: LoopbackHelper, tmp_path: Path) -> None:
+    async def go() -> None:
+        client = StreamingClient(NodeConfig(tmp_path, PARAMETERS, helper.furl))
+        upload = client.upload(key=KEY)
+        await upload.write(DATA)
+        await client.stop()
+        await upload.close()
+
+    fails(lambda: go(), UploadClosed)
 
 
 # -- refusals -------------------------------------------------------------------------------------------------
@@ -423,25 +435,37 @@ def test_a_connection_that_breaks_under_a_call(helper: LoopbackHelper) -> None:
     assert helper.run(lambda: again.status(ID)).fields["state"] == b"open"
 
 
-def test_an_upload_whose_connection_breaks_fails_and_says_so(helper: LoopbackHelper) -> None:
+async def an_upload(helper: LoopbackHelper, **options: Any) -> StreamingUpload:
+
+    async def link() -> HelperLink:
+        return await connect(helper.client, helper.furl)
+
+    upload = StreamingUpload(link, PARAMETERS, reactor, key=KEY, **options)
+    await upload.write(DATA)
+    return upload
+
+
+def test_without_patience_an_upload_whose_connection_breaks_fails_and_says_so(helper: LoopbackHelper) -> None:
     told: list[int] = []
-
-    async def begin() -> StreamingUpload:
-        async def link() -> HelperLink:
-            link = await connect(helper.client, helper.furl)
-            link.on_lost(upload.helper_lost)
-            return link
-
-        upload = StreamingUpload(link, PARAMETERS, reactor, key=KEY, on_failed=lambda: told.append(1))
-        await upload.write(DATA)
-        return upload
-
-    upload = helper.run(begin)
+    upload = helper.run(partial(an_upload, helper, patience=0, on_failed=lambda: told.append(1)))
     helper.cut()
     helper.run(lambda: reactor_loop.turns(lambda: bool(told)))
     error = fails(lambda: upload.write(DATA), HelperLost)
     assert fails(upload.close, HelperLost) is error
     helper.run(upload.abort)
+
+
+def test_an_upload_goes_on_over_another_connection(helper: LoopbackHelper) -> None:
+    told: list[str] = []
+    upload = helper.run(partial(an_upload, helper, on_paused=lambda why, _patience: told.append(why.code),
+                                on_resumed=lambda _seconds: told.append("resumed")))
+    for cuts in (1, 2):
+        helper.cut()
+        helper.run(lambda cuts=cuts: reactor_loop.turns(lambda: told.count("resumed") == cuts))  # type: ignore[misc]
+        helper.run(partial(upload.write, DATA))
+    helper.cut()
+    assert helper.run(upload.close) == expected(3 * DATA, PARAMETERS).cap
+    assert told == ["helper-lost", "resumed"] * 3
 
 
 def test_two_clients_do_not_disturb_each_other(helper: LoopbackHelper) -> None:

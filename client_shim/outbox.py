@@ -1,0 +1,129 @@
+"""Where the ciphertext of an upload is: not sent yet, on its way, durable; and what to send next.  (pure)"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import attrs
+
+from client_shim.errors import HelperMisbehaved
+from client_shim.window import SendWindow
+
+
+@attrs.frozen
+class Message:
+    """The `data` of one put_ciphertext, and its offset in the ciphertext."""
+
+    offset: int
+    data: bytes
+
+    @property
+    def end(self) -> int:
+        return self.offset + len(self.data)
+
+    def cut(self, offset: int) -> tuple[Message, Message]:
+        """What is before `offset`, and what is from there on."""
+        length = offset - self.offset
+        return Message(self.offset, self.data[:length]), Message(offset, self.data[length:])
+
+
+class Outbox:
+    """Ciphertext between the encryptor and the helper's disk.
+
+    It holds what is not known to be durable, and forgets the rest. So when a connection is lost, the identical
+    bytes are sent again over the next: nothing is ever encrypted twice (protocol.txt §10.4).
+    """
+
+    def __init__(self) -> None:
+        self.sent = 0
+        """Length of what was ever sent."""
+        self.durable = 0
+        """Length of what was acknowledged, over whatever connection."""
+        self._window: SendWindow | None = None  # while there is a connection
+        self._again: deque[Message] = deque()  # sent over a connection that was lost; contiguous, as what follows
+        self._on_their_way: deque[Message] = deque()
+        self._unsent = bytearray()
+        self._complete = False
+
+    def add(self, ciphertext: bytes) -> None:
+        """The next bytes."""
+        self._unsent += ciphertext
+
+    def complete(self) -> None:
+        """No more will come: what is less than a message is worth sending."""
+        self._complete = True
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether there is something that should be sent and cannot be sent yet (ask when `next_message` gave none).
+
+        While there is none: what is held is bounded by the window and one message.
+        """
+        return self._window is None or self._worth_sending(self._window) > 0
+
+    def next_message(self, now: float) -> Message | None:
+        """What to send now, if anything: it is on its way then."""
+        window = self._window
+        if window is None:
+            return None
+        length = self._worth_sending(window)
+        if length == 0 or not window.may_send(length):
+            return None
+        if self._again:
+            message = self._again.popleft()
+            if len(message.data) > length:
+                message, rest = message.cut(message.offset + length)
+                self._again.appendleft(rest)
+        else:
+            message = Message(self.sent, bytes(self._unsent[:length]))
+            del self._unsent[:length]
+            self.sent += length
+        window.sent(length, now)
+        self._on_their_way.append(message)
+        return message
+
+    def _worth_sending(self, window: SendWindow) -> int:
+        """Length of the next message. Less than a full one waits for more bytes, or until nothing is on its way."""
+        if self._again:
+            return min(len(self._again[0].data), window.message_size)
+        length = min(len(self._unsent), window.message_size)
+        return length if self._complete or length == window.message_size or window.in_flight == 0 else 0
+
+    def acknowledged(self, message: Message, durable: int, now: float) -> None:
+        """`message` was answered, with this length durable. Raises HelperMisbehaved."""
+        if durable < message.end:
+            raise HelperMisbehaved(f"it acknowledged bytes up to {message.end} and says that {durable} are durable")
+        if self._window is not None:
+            self._window.acknowledged(len(message.data), now)
+        self._forget(min(durable, self.sent))
+
+    def all_acknowledged(self) -> None:
+        """The helper has all that was sent."""
+        self._again.clear()
+        self._forget(self.sent)
+
+    def disconnected(self) -> None:
+        """The connection was lost: whether what was on its way arrived is not known."""
+        self._window = None
+        self._again.extendleft(reversed(self._on_their_way))
+        self._on_their_way.clear()
+
+    def connected(self, window: SendWindow, durable: int) -> None:
+        """Go on over a new connection, with a new window, from what the helper says is durable.
+
+        Raises HelperMisbehaved if that cannot be: what was acknowledged is gone here.
+        """
+        if durable < self.durable:
+            raise HelperMisbehaved(f"it says that {durable} bytes are durable, after it acknowledged {self.durable}")
+        if durable > self.sent:
+            raise HelperMisbehaved(f"it says that {durable} bytes are durable, of {self.sent} that were sent")
+        self._forget(durable)
+        self._window = window
+
+    def _forget(self, durable: int) -> None:
+        self.durable = max(self.durable, durable)
+        for messages in (self._again, self._on_their_way):
+            while messages and messages[0].end <= self.durable:
+                messages.popleft()
+        if self._again and self._again[0].offset < self.durable:
+            self._again[0] = self._again[0].cut(self.durable)[1]
