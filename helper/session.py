@@ -403,6 +403,8 @@ class Session:
             commands: list[Command] = [] if event.storage_index is None else [UseStorageIndex(event.storage_index)]
             return [*commands, *(self._begin_placing() if self.durable >= self.limits.contact_after else [])]
         self.state, self.finish, self.ueb = state, event.finish, event.ueb
+        if event.finish is not None:  # all of it was durable; the spool may be gone since
+            self.received = self.durable = self._handed = event.finish.size
         if not event.unplaced or self.finish is None:
             return []
         self._publish_again = True

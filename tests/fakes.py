@@ -11,6 +11,7 @@ import hashlib
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from typing import Any, TypeVar
 
 import attrs
@@ -126,6 +127,14 @@ class FakeServer:
     def reconnect(self) -> None:
         """Be there again, on a new connection."""
         self.connected = True
+
+    def client_died(self) -> None:
+        """The helper's process is gone: nobody hears of what becomes of its requests, or of its connection."""
+        self.open.clear()
+        self.connection += 1
+        self.hung = False
+        self._waiting.clear()
+        self._watchers.clear()
 
     def share(self, storage_index: bytes, shnum: int) -> Published | None:
         return self.published.get((storage_index, shnum))
@@ -385,6 +394,10 @@ class FakeStagingServer(FakeServer):
             self.staged.pop(place, None)
         self._aborts.clear()
 
+    def client_died(self) -> None:
+        super().client_died()
+        self._aborts.clear()
+
     @property
     def has_leftovers(self) -> bool:
         return bool(self.staged)
@@ -525,8 +538,17 @@ class FakeGrid:
 
     def __init__(self, clock: IReactorTime, count: int, staging: int = 0) -> None:
         self._clock = clock
-        self.servers: list[FakeServer] = [
-            (FakeStagingServer if i >= count - staging else FakeServer)(f"server{i}", clock) for i in range(count)]
+        self._servers: list[list[FakeServer]] = [[
+            (FakeStagingServer if i >= count - staging else FakeServer)(f"server{i}", clock) for i in range(count)]]
+
+    @property
+    def servers(self) -> list[FakeServer]:
+        """All of them; one list for all who see this grid."""
+        return self._servers[0]
+
+    @servers.setter
+    def servers(self, servers: list[FakeServer]) -> None:
+        self._servers[0] = servers
 
     def servers_for(self, storage_index: bytes) -> list[StorageServer]:
         return list(self.in_order(storage_index))
@@ -538,6 +560,12 @@ class FakeGrid:
 
     def writable_count(self) -> int:
         return len(self.servers_for(bytes(16)))
+
+    def seen_by(self, clock: IReactorTime) -> FakeGrid:
+        """The same servers, for a process whose clock ends with it."""
+        view = copy(self)
+        view._clock = clock
+        return view
 
     def when_connected(self, count: int, timeout: float) -> Deferred[int]:
         done: Deferred[int] = Deferred()

@@ -20,6 +20,7 @@ from client_shim.helper_edge import HelperLink, connect
 from client_shim.upload import StreamingUpload
 from helper.bounded_broker import ConnectionBounds, bound
 from helper.foolscap_edge import AnnouncingHelper, StreamingHelper
+from helper.ledger import LEDGER_NAME, Ledger, LedgerFile
 from helper.parameters import Parameters
 from helper.settings import Settings
 from helper.spool import Spool
@@ -60,8 +61,11 @@ class LoopbackHelper:
     async def _start(self) -> None:
         self.spool = Spool(self.directory / "spool", deferToThread)
         self.spool.start()
-        self.uploads = Uploads(self.settings, self.spool, self.grid, reactor)
-        self.uploads.start()
+        file = LedgerFile(self.directory / LEDGER_NAME)
+        self.records = Ledger(file, deferToThread)
+        self.records.open()
+        self.uploads = Uploads(self.settings, self.spool, self.records, self.grid, reactor, deferToThread)
+        self.uploads.start(file.all())
         self.tub = reactor_loop.listening_tub("helper")
         self.tub.setOption("logLocalFailures", False)
         self.tub.setOption("logRemoteFailures", False)
@@ -73,7 +77,8 @@ class LoopbackHelper:
         self.client = client_tub()
 
     async def _stop(self) -> None:
-        await self.uploads.stop()
+        self.uploads.stop()
+        await self.records.close()
         await self.client.stopService()
         await self.tub.stopService()
         self.spool.stop()

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import Awaitable, Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
@@ -23,11 +23,13 @@ from allmydata.util import hashutil
 from fakes import FakeGrid, FakeServer
 from foolscap.api import Violation
 from twisted.internet.defer import Deferred, fail, maybeDeferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
-from client_shim.errors import HelperLost, HelperMisbehaved, UploadError
+from client_shim.errors import HelperLost, HelperMisbehaved, HelperUnreachable, UploadError
 from client_shim.helper_edge import HelperAnswer, _decode
 from client_shim.upload import StreamingUpload
 from helper.foolscap_edge import StreamingHelper, WireAnswer
@@ -180,6 +182,35 @@ class WireLink:
             d.callback(answer)
 
 
+@implementer(IReactorTime)
+class ProcessClock:
+    """The time of one process, which stands still for it when it has ended."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._calls: list[IDelayedCall] = []
+        self.ended = False
+
+    def seconds(self) -> float:
+        return float(self._clock.seconds())
+
+    def callLater(self, delay: float, function: Callable[..., Any], *args: Any, **kwargs: Any) -> IDelayedCall:
+        self._calls = [call for call in self._calls if call.active()]
+        call = self._clock.callLater(delay, function, *args, **kwargs)
+        self._calls.append(call)
+        if self.ended:
+            call.cancel()
+        return call
+
+    def getDelayedCalls(self) -> list[IDelayedCall]:
+        return [call for call in self._calls if call.active()]
+
+    def end(self) -> None:
+        self.ended = True
+        for call in self.getDelayedCalls():
+            call.cancel()
+
+
 class World:
     """A helper over a fake grid, its spool in a real directory; use it as a context manager."""
 
@@ -191,6 +222,7 @@ class World:
         #: Called whenever time has gone on or something has happened.
         self.watch: Callable[[], None] = lambda: None
         self._held_work: deque[Callable[[], None]] | None = None
+        self._links: list[WireLink] = []
 
     def __enter__(self) -> Self:
         globalLogPublisher.addObserver(cast(ILogObserver, self._observe))
@@ -200,31 +232,39 @@ class World:
 
     def start(self) -> None:
         """The helper's process begins."""
-        self.spool = Spool(self.directory / "spool", self.in_thread)
+        self.process = ProcessClock(self.clock)
+        in_thread = partial(self.in_thread, process=self.process)
+        self.spool = Spool(self.directory / "spool", in_thread)
         self.spool.start()
-        file = LedgerFile(self.directory / LEDGER_NAME)
-        self.ledger = Ledger(file, self.in_thread)
+        self._ledger_file = LedgerFile(self.directory / LEDGER_NAME)
+        self.ledger = Ledger(self._ledger_file, in_thread)
         self.ledger.open()
-        self.uploads = Uploads(self.settings, self.spool, self.ledger, self.grid, self.clock, self.in_thread)
-        self.uploads.start(file.all())
+        self.uploads = Uploads(self.settings, self.spool, self.ledger, self.grid.seen_by(self.process), self.process,
+                               in_thread)
+        self.uploads.start(self._ledger_file.all())
         self.edge = StreamingHelper(self.uploads)
 
     def stop(self) -> None:
-        """The helper's process ends in good order; its connections to servers break."""
+        """The helper's process ends in good order."""
         self.uploads.stop()
         self.run(self.ledger.close())
         self.turn()
+        self.kill()
+
+    def kill(self) -> None:
+        """The helper's process ends at once: nothing of it happens any more, and its connections break."""
+        self.process.end()
         self.spool.stop()
+        self._ledger_file.close()
         for server in self.grid.servers:
-            if server.connected:
-                server.disconnect()
-        self.turn()
+            server.client_died()
+        links, self._links = self._links, []
+        for link in links:
+            link.cut()
 
     def restart(self) -> None:
-        """Stop the helper and start it again; the servers are there."""
-        self.stop()
-        for server in self.grid.servers:
-            server.reconnect()
+        """Kill the helper and start it again."""
+        self.kill()
         self.start()
 
     def __exit__(self, kind: type[BaseException] | None, _error: BaseException | None,
@@ -241,12 +281,14 @@ class World:
 
     # -- threads and time ----------------------------------------------------------------------------------
 
-    def in_thread(self, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
-        """Run `function` in a later turn; while work is held (`hold_work`), when it is released."""
+    def in_thread(self, function: Callable[..., Any], *args: Any, process: ProcessClock | None = None) -> Deferred[Any]:
+        """Run `function` in a later turn, if its process lives; while work is held (`hold_work`), when it is
+        released."""
         d: Deferred[Any] = Deferred()
 
         def work() -> None:
-            maybeDeferred(function, *args).chainDeferred(d)
+            if process is None or not process.ended:
+                maybeDeferred(function, *args).chainDeferred(d)
 
         if self._held_work is None:
             self.clock.callLater(0, work)
@@ -300,15 +342,18 @@ class World:
     # -- uploads -----------------------------------------------------------------------------------------
 
     def link(self, latency: float = 0.0, rate: float | None = None) -> WireLink:
-        return WireLink(self.clock, self.edge, latency, rate, self.settings.largest_message)
+        link = WireLink(self.clock, self.edge, latency, rate, self.settings.largest_message)
+        self._links.append(link)
+        return link
 
     def upload(self, parameters: Parameters, link: WireLink | None = None, key: bytes = KEY,
                **options: Any) -> StreamingUpload:
-        """A client's upload through `link` (default: a new one)."""
-        used = link or self.link()
+        """A client's upload through `link` (default: a new one, and another whenever that is cut)."""
 
         async def connect() -> WireLink:
-            return used
+            if self.process.ended:
+                raise HelperUnreachable("ConnectionRefusedError")
+            return link or self.link()
 
         return StreamingUpload(connect, parameters, self.clock, key=key, **options)
 

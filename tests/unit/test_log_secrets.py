@@ -199,7 +199,7 @@ def test_uploads_full_of_faults_tell_no_secrets(data: st.DataObject) -> None:
 
 
 async def stop(world: World) -> None:
-    await world.uploads.stop()
+    world.uploads.stop()
 
 
 def nonsense_call(world: World, upload_id: bytes, kind: str) -> Any:

@@ -1,0 +1,369 @@
+"""Restarts of the helper (protocol.txt §11): every upload is there again, and goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import FakeServer, FakeStagingServer, Fault
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from world import KEY, SI, SMALL, World, begin, expected, outcome, plaintext, with_size, write_all
+
+from client_shim.cipher import Encryptor
+from client_shim.errors import HelperRefused
+from helper.ciphertext import CiphertextHasher
+from helper.parameters import Parameters
+from helper.session import State
+
+PARAMETERS = Parameters(3, 7, 10, 1000)
+DATA = plaintext(20_000)
+CIPHERTEXT = Encryptor(KEY).encrypt(DATA)
+ID = b"u" * 32
+GRIDS = {"staging": 10, "stock": 0, "mixed": 5}
+grids = pytest.mark.parametrize("staging", GRIDS.values(), ids=GRIDS)
+
+
+def hashes(length: int = len(CIPHERTEXT)) -> tuple[bytes, bytes]:
+    hasher = CiphertextHasher(PARAMETERS.k, PARAMETERS.max_segment_size)
+    hasher.update(CIPHERTEXT[:length])
+    return hasher.hashes().crypttext_hash, hasher.hashes().crypttext_root_hash
+
+
+def begin_upload(world: World, length: int = 10_000) -> None:
+    """Open an upload and send its first bytes; they are acknowledged."""
+    opened = world.run(world.link().open(ID, PARAMETERS.to_wire()))
+    if opened.number("storage-index-needed"):
+        world.run(world.link().assign(ID, SI))
+    send(world, 0, length)
+
+
+def send(world: World, start: int, end: int) -> None:
+    link = world.link()
+    for offset in range(start, end, 1000):
+        world.run(link.put_ciphertext(ID, offset, CIPHERTEXT[offset:min(end, offset + 1000)]))
+        world.wait(0.1)
+
+
+def finish(world: World) -> bytes:
+    answer = world.run(world.link().finish(ID, len(DATA), SI, *hashes()))
+    ueb = answer.fields["ueb"]
+    assert isinstance(ueb, bytes)
+    return ueb
+
+
+def check_stored(world: World) -> None:
+    world.wait(200)
+    encoded = expected(DATA, PARAMETERS)
+    world.check_shares(encoded)
+    assert not world.grid.leftovers()
+    assert not world.spool_files()
+
+
+# -- before finish ------------------------------------------------------------------------------------------------
+
+
+@grids
+@pytest.mark.parametrize("orderly", [True, False], ids=["stop", "kill"])
+def test_what_was_acknowledged_is_there_again_and_the_upload_goes_on(staging: int, orderly: bool) -> None:
+    with World(10, staging=staging) as world:
+        begin_upload(world)
+        (world.stop if orderly else world.kill)()
+        world.start()
+        status = world.run(world.link().status(ID))
+        assert status.number("durable") == status.number("received") == 10_000
+        assert status.fields["state"] == b"open"
+        send(world, 10_000, 20_000)
+        assert finish(world) == expected(DATA, PARAMETERS).ueb
+        check_stored(world)
+
+
+def test_staged_shares_continue_where_they_were() -> None:
+    with World(10, staging=10) as world:
+        begin_upload(world)
+        written = {s.name: sum(a.size for a in s.asked if a.operation == "write") for s in world.grid.servers}
+        homes = {s.name: next(iter(s.staged))[1] for s in world.grid.staging}
+        world.restart()
+        world.wait(5)
+        assert {s.name: next(iter(s.staged))[1] for s in world.grid.staging} == homes
+        assert written == {s.name: sum(a.size for a in s.asked if a.operation == "write")
+                           for s in world.grid.servers}  # nothing was pushed again
+        send(world, 10_000, 20_000)
+        finish(world)
+        check_stored(world)
+
+
+def test_an_early_storage_index_is_remembered() -> None:
+    with World(10) as world:
+        begin_upload(world)
+        world.restart()
+        assert world.run(world.link().status(ID)).number("storage-index-needed") == 0
+        with pytest.raises(HelperRefused) as caught:
+            world.run(world.link().assign(ID, bytes(16)))
+        assert caught.value.code == "storage-index-conflict"
+        other = world.link()
+        world.run(other.open(b"o" * 32, PARAMETERS.to_wire()))
+        with pytest.raises(HelperRefused) as caught:
+            world.run(other.assign(b"o" * 32, SI))
+        assert caught.value.code == "storage-index-busy"
+
+
+def test_the_clients_order_is_remembered() -> None:
+    with World(40, staging=40) as world:
+        opened = world.run(world.link().open(ID, PARAMETERS.to_wire()))
+        count = len(opened.fields["permutation-seeds"]) // 21  # type: ignore[arg-type]
+        order = [*range(30, count), *range(30)]
+        world.run(world.link().order(ID, b"".join(i.to_bytes(2, "big") for i in order)))
+        listed = world.grid.in_order(bytes(16))
+        world.restart()
+        send(world, 0, 5000)
+        assert {s.name for s in world.grid.staging if s.staged} == {listed[i].name for i in order[:10]}
+
+
+def test_an_upload_that_was_only_opened_is_there_again() -> None:
+    with World() as world:
+        world.run(world.link().open(ID, PARAMETERS.to_wire()))
+        world.restart()
+        begin_upload(world, 20_000)
+        finish(world)
+        check_stored(world)
+
+
+def test_a_repeated_open_gives_a_fresh_list_of_servers() -> None:
+    with World(10, staging=10) as world:
+        begin_upload(world)
+        world.restart()
+        world.grid.servers.append(FakeServer("another", world.clock))
+        answer = world.run(world.link().open(ID, PARAMETERS.to_wire()))
+        assert len(answer.fields["permutation-seeds"]) == 11 * 21  # type: ignore[arg-type]
+        assert answer.number("durable") == 10_000
+        world.run(world.link().order(ID, b"".join(i.to_bytes(2, "big") for i in range(11))))
+
+
+def test_servers_that_come_back_later_than_the_helper_are_waited_for() -> None:
+    with World(10, staging=10) as world:
+        begin_upload(world)
+        late = world.grid.staging[:4]
+        for server in late:
+            server.disconnect()
+        world.restart()
+        world.wait(30)
+        for server in late:
+            server.reconnect()
+        send(world, 10_000, 20_000)
+        finish(world)
+        check_stored(world)
+        assert all(len(s.published) == 1 for s in world.grid.servers)
+        assert world.uploads.counters["bytes_pushed_again"] == 0
+
+
+def test_a_server_that_does_not_come_back_is_replaced() -> None:
+    with World(11, staging=11) as world:
+        begin_upload(world)
+        lost = next(s for s in world.grid.staging if s.staged)
+        lost.disconnect()
+        world.restart()
+        send(world, 10_000, 20_000)
+        finish(world)
+        world.wait(300)
+        world.check_shares(expected(DATA, PARAMETERS))
+
+
+def test_aborted_and_expired_uploads_stay_so() -> None:
+    with World() as world:
+        begin_upload(world)
+        world.run(world.link().abort(ID))
+        world.restart()
+        for _ in range(2):
+            assert world.run(world.link().abort(ID)).fields["state"] == b"aborted"
+            status = world.run(world.link().status(ID))
+            assert status.fields["reason"] == b"aborted"
+        with pytest.raises(HelperRefused) as caught:
+            send(world, 10_000, 11_000)
+        assert caught.value.code == "aborted"
+        world.check_nothing_left()
+
+
+def test_an_abort_after_a_restart_leaves_nothing() -> None:
+    with World(10, staging=10) as world:
+        begin_upload(world)
+        world.restart()
+        world.run(world.link().abort(ID))
+        world.wait(10)
+        world.check_nothing_left()
+
+
+def test_idle_time_counts_over_restarts() -> None:
+    with World() as world:
+        begin_upload(world)
+        world.wait(SMALL.idle_expiry - 3600)
+        world.restart()
+        assert world.run(world.link().status(ID)).fields["state"] == b"open"  # a call: it is not idle
+        world.wait(SMALL.idle_expiry - 3600)
+        world.restart()
+        world.wait(3600 + 3 * SMALL.sweep_interval)
+        assert world.run(world.link().status(ID)).fields["state"] == b"expired"
+        world.check_nothing_left()
+
+
+def test_spool_files_that_no_upload_needs_are_removed() -> None:
+    with World() as world:
+        world.kill()
+        (world.directory / "spool" / ("a" * 52)).write_bytes(b"of nobody")
+        world.start()
+        assert not world.spool_files()
+
+
+def test_a_spool_that_lost_acknowledged_bytes_ends_the_upload_with_a_reason() -> None:
+    with World() as world:
+        begin_upload(world)
+        world.kill()
+        (path,) = world.spool_files()
+        content = bytearray(path.read_bytes())
+        content[100] ^= 1
+        path.write_bytes(content)
+        world.start()
+        status = world.run(world.link().status(ID))
+        assert (status.fields["state"], status.fields["reason"]) == (b"failed", b"spool-failed")
+        world.restart()
+        assert world.run(world.link().status(ID)).fields["reason"] == b"spool-failed"
+        assert not world.spool_files()
+
+
+# -- around finish ------------------------------------------------------------------------------------------------
+
+
+@grids
+@pytest.mark.parametrize(("latency", "moment"), [(0.0, 0.0), (0.0, 0.1), *((0.3, i / 10) for i in range(30))])
+def test_a_crash_at_any_moment_of_finish(staging: int, latency: float, moment: float) -> None:
+    """Nothing published and open again, or published; a repeated finish gives the same."""
+    with World(10, staging=staging) as world:
+        begin_upload(world, 20_000)
+        for server in world.grid.servers:
+            server.latency = latency
+        outcome(begin(world.link().finish(ID, len(DATA), SI, *hashes())))
+        world.wait(moment)
+        published = any(server.published for server in world.grid.servers)
+        state = world.only_upload().session.state
+        world.restart()
+        if published:
+            assert world.only_upload()._record.state in ("publishing", "finished")
+        if state is State.COMPLETING:
+            assert not published
+            assert world.run(world.link().status(ID)).fields["state"] == b"open"
+        assert finish(world) == expected(DATA, PARAMETERS).ueb
+        check_stored(world)
+        assert finish(world) == expected(DATA, PARAMETERS).ueb
+
+
+@grids
+def test_a_crash_before_the_decision_leaves_an_upload_that_can_be_aborted(staging: int) -> None:
+    with World(10, staging=staging) as world:
+        begin_upload(world, 20_000)
+        for server in world.grid.servers:
+            server.plan("write", 2 + sum(a.operation == "write" for a in server.asked), Fault.HANG)
+        outcome(begin(world.link().finish(ID, len(DATA), SI, *hashes())))
+        world.wait(5)
+        assert world.only_upload().session.state is State.COMPLETING
+        world.restart()
+        assert world.run(world.link().abort(ID)).fields["state"] == b"aborted"
+        world.wait(10)
+        world.check_nothing_left()
+
+
+@grids
+def test_publishing_goes_on_by_itself(staging: int) -> None:
+    with World(10, staging=staging) as world:
+        begin_upload(world, 20_000)
+        for server in world.grid.servers[3:]:
+            server.plan("publish", 1, Fault.HANG)
+        outcome(begin(world.link().finish(ID, len(DATA), SI, *hashes())))
+        world.wait(5)
+        assert world.only_upload().session.state is State.PUBLISHING
+        world.restart()
+        check_stored(world)
+        assert finish(world) == expected(DATA, PARAMETERS).ueb
+
+
+def test_a_result_is_remembered_for_as_long_as_it_is_kept() -> None:
+    with World() as world:
+        begin_upload(world, 20_000)
+        finish(world)
+        check_stored(world)
+        world.restart()
+        assert finish(world) == expected(DATA, PARAMETERS).ueb
+        assert world.uploads.counters["finished"] == 0
+        world.wait(SMALL.result_retention + 3 * SMALL.sweep_interval)
+        with pytest.raises(HelperRefused) as caught:
+            finish(world)
+        assert caught.value.code == "unknown-upload"
+        world.restart()
+        assert not world.uploads._by_name
+
+
+def test_the_last_shares_of_a_finished_upload_are_placed_after_a_restart() -> None:
+    with World(11, staging=5) as world:
+        begin_upload(world, 20_000)
+        slow = [s for s in world.grid.servers if not s.stages][:2]
+        for server in slow:
+            server.hang()
+        assert finish(world) == expected(DATA, PARAMETERS).ueb
+        world.wait(5)
+        assert world.spool_files()
+        world.restart()
+        check_stored(world)
+
+
+# -- clients --------------------------------------------------------------------------------------------------------
+
+
+@grids
+def test_a_program_that_writes_notices_nothing_but_a_pause(staging: int) -> None:
+    with World(10, staging=staging) as world:
+        upload = world.upload(PARAMETERS)
+        writing = outcome(begin(write_all(upload, DATA)))
+        for _ in range(4):
+            world.wait(0.01)
+            world.kill()
+            world.wait(20)
+            world.start()
+            world.wait(15)
+        world.wait(60)
+        assert writing == [expected(DATA, PARAMETERS).cap]
+        check_stored(world)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_any_number_of_kills_at_any_time(data: st.DataObject) -> None:
+    size = data.draw(st.integers(56, 8000), "size")
+    staging = data.draw(st.sampled_from([0, 5, 10]), "staging")
+    happy = data.draw(st.integers(1, 8), "happy")
+    declared = data.draw(st.booleans(), "declared")
+    latency = data.draw(st.sampled_from([0.0, 0.05]), "latency")
+    plain = plaintext(size)
+    parameters = Parameters(3, happy, 10, 1000, size if declared else None)
+    with World(10, staging=staging) as world:
+        for server in world.grid.servers:
+            server.latency = latency
+        upload = world.upload(parameters)
+        writing = outcome(begin(write_all(upload, plain, 700)))
+        for _ in range(data.draw(st.integers(1, 4), "kills")):
+            world.wait(data.draw(st.floats(0, 1), "running"))
+            world.kill()
+            for server in world.grid.staging:
+                if data.draw(st.integers(0, 9)) == 0:
+                    server.kill()
+                    server.reconnect()
+            world.wait(data.draw(st.sampled_from([0.0, 1.0, 100.0]), "away"))
+            world.start()
+        world.wait(700)
+        encoded = expected(plain, with_size(parameters, None))
+        assert writing == [encoded.cap]
+        world.wait(200)
+        world.check_shares(encoded)
+        assert not world.grid.leftovers()
+        assert not world.spool_files()
+
+
+def test_these_are_real_kinds_of_servers() -> None:
+    with World(10, staging=5) as world:
+        assert sum(isinstance(s, FakeStagingServer) for s in world.grid.servers) == 5
