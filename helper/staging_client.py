@@ -22,7 +22,8 @@ from helper.sinks import CONNECTION_LOST, ExistingShare, Granted, ServerRefused,
 from helper.stock import StockServer
 
 _NAME_TAG = b"tahoe-stream staging name v1"
-_PREPARED = b"prepared"
+#: States of staged shares that are complete (protocol.txt §16.4); one is being assigned if an answer was lost.
+_COMPLETE = frozenset({b"prepared", b"assigning"})
 
 
 def staging_name(staging_secret: bytes, server_id: bytes) -> bytes:
@@ -83,7 +84,7 @@ class StagingStorageServer:
         answer, held = await _ask(self.link, "stage", name, wanted, allocation.share_size)
         _checked(answer)
         sinks: dict[int, ShareSink] = {
-            shnum: StagedSink(self, name, shnum, min(length, SIZE_MAX), state == _PREPARED)
+            shnum: StagedSink(self, name, shnum, min(length, SIZE_MAX), state in _COMPLETE)
             for shnum, state, length, _synced in held if shnum in wanted}
         return Granted(sinks, existing)
 
@@ -121,7 +122,9 @@ class StagedSink:
     def seal(self, storage_index: bytes, size: int) -> Deferred[None]:
         stock = self.server.stock
         renew, cancel = stock.lease_secrets(storage_index, stock.native.get_lease_seed())
-        return self._call("prepare", self.shnum, size, renew, cancel)
+        d = _ask(self.server.link, "prepare", self.name, self.shnum, size, renew, cancel)
+        # being assigned, so of that size and prepared before (§16.5): `publish` waits for what comes of it
+        return d.addCallback(lambda answer: None if _code(answer) == b"already-prepared" else _done(answer))
 
     def publish(self, storage_index: bytes) -> Deferred[ExistingShare | None]:
         return Deferred.fromCoroutine(self._publish(storage_index))

@@ -429,6 +429,17 @@ def without_a_storage_index_nothing_waits_for_servers(p: Playbook) -> None:
     p.is_as(paused=False, pushed=0)
 
 
+@playbook(limits=attrs.evolve(LIMITS, contact_after=600))
+def before_servers_are_contacted_nothing_waits_for_them(p: Playbook) -> None:
+    p.given(AssignReceived(1, SI), StagingEnough(True))
+    for i in range(6):
+        p.on(put(10 + i, 100 * i, 100), Store(DATA[100 * i:100 * (i + 1)]))
+    p.on(Stored(599), *(acknowledged(10 + i, 599, 999) for i in range(5)))
+    p.on(Stored(600), acknowledged(15, 600), BeginPlacing())
+    p.on(put(20, 600, 10))
+    p.is_as(paused=True)
+
+
 @playbook(attrs.evolve(PARAMETERS, max_segment_size=300))
 def segments_larger_than_the_lag_do_not_deadlock(p: Playbook) -> None:
     """A segment is pushed whole: until its last byte is durable, the lag cannot become smaller."""

@@ -91,6 +91,7 @@ class SessionMachine(RuleBasedStateMachine):
                 self.placing = True
             case events.UseStorageIndex(storage_index):
                 assert self.told_early is None
+                assert self.session.state in (State.OPEN, State.COMPLETING, State.READY)
                 self.told_early = storage_index
                 self.learn(storage_index)
             case events.SealShares(storage_index):
