@@ -7,6 +7,7 @@ from pathlib import Path
 import attrs
 
 from helper.interfaces import LARGEST_MESSAGE, LARGEST_MESSAGE_MAX, LARGEST_MESSAGE_MIN
+from helper.patience import Patience, StallLimits
 from helper.streaming_cfg import FILE_NAME, Key, SettingsError, count_of, duration_of, read_section, size_of
 
 __all__ = ["FILE_NAME", "Settings", "SettingsError", "read_settings"]
@@ -41,8 +42,24 @@ class Settings:
     sweep_interval: int = 300
     #: How long the answer of a finished, failed or aborted upload can be asked for again.
     result_retention: int = 7 * 86400
+    #: How long a staging server that was lost is waited for, and any server without which there are too few.
+    away_patience: int = 60
+    needed_patience: int = 600
+    #: A storage server that does not answer is given up: see helper/patience.py.
+    stall_servers: int = 3
+    stall_factor: int = 2
+    stall_least: int = 10
+    stall_most: int = 60
+    #: How long after its answer shares of an upload are still placed.
+    placing_patience: int = 86400
     #: How long `open` and placement wait for storage servers after the node has started.
     server_wait: int = 10
+
+    @property
+    def patience(self) -> Patience:
+        """What an upload waits for."""
+        stall = StallLimits(self.stall_servers, self.stall_factor, self.stall_least, self.stall_most)
+        return Patience(self.server_wait, self.away_patience, self.needed_patience, self.placing_patience, stall)
 
 
 _SIZE = "a size such as 4 MiB"
@@ -59,6 +76,13 @@ _KEYS = {
     "empty-expiry": Key("empty_expiry", duration_of, _DURATION),
     "sweep-interval": Key("sweep_interval", duration_of, _DURATION),
     "result-retention": Key("result_retention", duration_of, _DURATION),
+    "away-patience": Key("away_patience", duration_of, _DURATION),
+    "needed-patience": Key("needed_patience", duration_of, _DURATION),
+    "stall-servers": Key("stall_servers", count_of, "a number"),
+    "stall-factor": Key("stall_factor", count_of, "a number"),
+    "stall-least": Key("stall_least", duration_of, _DURATION),
+    "stall-most": Key("stall_most", duration_of, _DURATION),
+    "placing-patience": Key("placing_patience", duration_of, _DURATION),
     "server-wait": Key("server_wait", duration_of, "a duration such as 10 seconds", least=0),
 }
 

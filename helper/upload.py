@@ -93,8 +93,8 @@ class Upload:
         pipeline = Pipeline(p, spool_file, s.encode_in_thread, self._blocks_changed, self._pipeline_failed)
         policy = AllocationPolicy(p.k, p.n, p.max_segment_size, s.settings.first_bound)
         pusher = SharePusher(
-            p, pipeline, s.grid, policy, s.clock, s.settings.server_wait, self._record.staging_secret,
-            secrets.randbelow, self.tell, self._homes_changed, lambda length: s.count("bytes_pushed_again", length),
+            p, pipeline, s.grid, policy, s.clock, self._record.staging_secret, s.settings.patience, secrets.randbelow,
+            self.tell, self._homes_changed, lambda length: s.count("bytes_pushed_again", length),
             self._settled)
         self._working = _Work(spool_file, pipeline, pusher)
 
