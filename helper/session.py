@@ -93,6 +93,7 @@ class Limits:
     pushing_lag: int
     largest_message: int
     contact_after: int
+    quota: int = SIZE_MAX
 
 
 @attrs.define
@@ -179,6 +180,8 @@ class Session:
             return errors.BadArgument("data", f"1 to {self.limits.largest_message} bytes", "0 bytes")
         if put.offset < 0 or end > SIZE_MAX:
             return errors.BadArgument("offset", f"a number from 0 to {SIZE_MAX - len(put.data)}", str(put.offset))
+        if end > self.limits.quota:
+            return errors.QuotaExceeded(self.limits.quota, end)
         declared = self.parameters.size
         if declared is not None and end > declared:
             return errors.SizeExceeded(declared, end)

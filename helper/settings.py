@@ -6,8 +6,9 @@ from pathlib import Path
 
 import attrs
 
-from helper.interfaces import LARGEST_MESSAGE, LARGEST_MESSAGE_MAX, LARGEST_MESSAGE_MIN
+from helper.interfaces import LARGEST_MESSAGE, LARGEST_MESSAGE_MAX, LARGEST_MESSAGE_MIN, SIZE_MAX
 from helper.patience import Patience, StallLimits
+from helper.room import RoomLimits
 from helper.streaming_cfg import FILE_NAME, Key, SettingsError, count_of, duration_of, read_section, size_of
 
 __all__ = ["FILE_NAME", "Settings", "SettingsError", "read_settings"]
@@ -32,6 +33,13 @@ class Settings:
     contact_after: int = 64 * 1024
     #: File size for which shares are first allocated when the size is unknown (protocol.txt §8.4).
     first_bound: int = 1 * GiB
+    #: Bytes of ciphertext that all uploads together may keep on the disk, and one of them.
+    spool_quota: int = SIZE_MAX
+    upload_quota: int = SIZE_MAX
+    #: Bytes of the spool's disk that are left free.
+    free_disk: int = 256 * MiB
+    #: How long all may wait for room in the spool before the smallest upload ends.
+    room_patience: int = 600
     #: Uploads open at a time.
     uploads_max: int = 10_000
     #: An upload with data that is idle for so long is given up.
@@ -56,6 +64,11 @@ class Settings:
     server_wait: int = 10
 
     @property
+    def room_limits(self) -> RoomLimits:
+        """How much the spool may take."""
+        return RoomLimits(self.spool_quota, self.upload_quota, self.free_disk, self.room_patience)
+
+    @property
     def patience(self) -> Patience:
         """What an upload waits for."""
         stall = StallLimits(self.stall_servers, self.stall_factor, self.stall_least, self.stall_most)
@@ -71,6 +84,10 @@ _KEYS = {
                             LARGEST_MESSAGE_MIN, LARGEST_MESSAGE_MAX),
     "contact-after": Key("contact_after", size_of, _SIZE),
     "first-bound": Key("first_bound", size_of, _SIZE),
+    "spool-quota": Key("spool_quota", size_of, _SIZE),
+    "upload-quota": Key("upload_quota", size_of, _SIZE),
+    "free-disk": Key("free_disk", size_of, _SIZE, least=0),
+    "room-patience": Key("room_patience", duration_of, _DURATION),
     "uploads-max": Key("uploads_max", count_of, "a number"),
     "idle-expiry": Key("idle_expiry", duration_of, _DURATION),
     "empty-expiry": Key("empty_expiry", duration_of, _DURATION),
