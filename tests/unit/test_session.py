@@ -33,8 +33,10 @@ from helper.events import (
     PushedTo,
     PutReceived,
     RecordPublishing,
+    RecordResult,
     Refuse,
     Reply,
+    ResultRecorded,
     SealShares,
     SharesReady,
     StagingEnough,
@@ -188,7 +190,7 @@ def to_publishing(p: Playbook) -> None:
 
 def to_finished(p: Playbook) -> None:
     to_publishing(p)
-    p.given(AnswerRuleMet())
+    p.given(AnswerRuleMet(), ResultRecorded())
     p.is_as(state=State.FINISHED)
 
 
@@ -207,7 +209,8 @@ def the_whole_way(p: Playbook) -> None:
     p.on(completed(100), SealShares(SI))
     p.on(SharesReady(), RecordPublishing())
     p.on(PublishRecorded(), PublishShares())
-    p.on(AnswerRuleMet(), result(4))
+    p.on(AnswerRuleMet(), RecordResult())
+    p.on(ResultRecorded(), result(4))
     p.is_as(state=State.FINISHED, received=100, durable=100, error=None)
 
 
@@ -223,7 +226,8 @@ def the_whole_way_without_a_storage_index_until_finish(p: Playbook) -> None:
     p.on(completed(100), SealShares(SI))
     p.on(SharesReady(), RecordPublishing())
     p.on(PublishRecorded(), PublishShares())
-    p.on(AnswerRuleMet(), result(4))
+    p.on(AnswerRuleMet(), RecordResult())
+    p.on(ResultRecorded(), result(4))
     p.is_as(state=State.FINISHED, received=100, durable=100, error=None, storage_index=SI)
 
 
@@ -551,7 +555,7 @@ def after_finish_staging_servers_change_nothing(p: Playbook) -> None:
     p.on(StagingEnough(False))
     p.is_as(storage_index_needed=False)
     p.on(Stored(100), acknowledged(1, 100), BeginPlacing(), Complete(100))
-    for event in (completed(100), SharesReady(), PublishRecorded(), AnswerRuleMet()):
+    for event in (completed(100), SharesReady(), PublishRecorded(), AnswerRuleMet(), ResultRecorded()):
         p.on(StagingEnough(True))
         p.on(StagingEnough(False))
         p.given(event)
@@ -634,7 +638,9 @@ def assign_while_publishing_tells_servers_nothing_new(p: Playbook) -> None:
     to_publishing(p)
     p.on(AssignReceived(1, SI), state_is(1, "publishing"))
     p.given(AnswerRuleMet())
-    p.on(AssignReceived(2, SI), state_is(2, "finished"))
+    p.on(AssignReceived(2, SI), state_is(2, "publishing"))
+    p.given(ResultRecorded())
+    p.on(AssignReceived(3, SI), state_is(3, "finished"))
 
 
 @playbook()
@@ -647,7 +653,8 @@ def assign_may_be_repeated(p: Playbook) -> None:
 
 
 def to_finished_from_here(p: Playbook, size: int) -> None:
-    p.given(finish(90, size), completed(size), SharesReady(), PublishRecorded(), AnswerRuleMet())
+    p.given(finish(90, size), completed(size), SharesReady(), PublishRecorded(), AnswerRuleMet(),
+            ResultRecorded())
     p.is_as(state=State.FINISHED)
 
 
@@ -814,7 +821,8 @@ def finish_may_be_repeated_while_it_is_under_way_and_all_are_answered(p: Playboo
     p.on(finish(6, 100))
     p.given(PublishRecorded())
     p.on(finish(7, 100))
-    p.on(AnswerRuleMet(), *(result(call) for call in range(2, 8)))
+    p.on(AnswerRuleMet(), RecordResult())
+    p.on(ResultRecorded(), *(result(call) for call in range(2, 8)))
     p.on(finish(8, 100), result(8))
     p.on(finish(9, 100), result(9))
 
@@ -828,7 +836,8 @@ def a_repeat_of_finish_must_ask_for_the_same(p: Playbook) -> None:
     p.on(finish(5, 100, hashes=(HASHES[0], b"x" * 32)), refused(5, "hash-mismatch", field="crypttext_root_hash"))
     p.given(completed(100), SharesReady(), PublishRecorded())
     p.on(finish(6, 100, OTHER_SI), refused(6, "storage-index-conflict"))
-    p.on(AnswerRuleMet(), result(50))
+    p.on(AnswerRuleMet(), RecordResult())
+    p.on(ResultRecorded(), result(50))
     p.on(finish(7, 100, hashes=(b"x" * 32, HASHES[1])), refused(7, "hash-mismatch", field="crypttext_hash"))
 
 
@@ -904,7 +913,8 @@ def abort_of_bytes_held_back_forgets_them(p: Playbook) -> None:
 def abort_while_publishing_is_refused(p: Playbook) -> None:
     to_publishing(p)
     p.on(AbortReceived(1), refused(1, "already-publishing", state="publishing"))
-    p.on(AnswerRuleMet(), result(50))
+    p.on(AnswerRuleMet(), RecordResult())
+    p.on(ResultRecorded(), result(50))
 
 
 @playbook()
@@ -974,7 +984,8 @@ def too_few_servers_while_publishing_make_finish_wait(p: Playbook) -> None:
     p.on(TooFewServers(4, 7), Reply(51, waiting))
     p.on(TooFewServers(4, 7))
     p.on(finish(52, 100))
-    p.on(AnswerRuleMet(), result(52))
+    p.on(AnswerRuleMet(), RecordResult())
+    p.on(ResultRecorded(), result(52))
 
 
 @playbook()
@@ -1019,7 +1030,8 @@ def an_upload_that_is_finishing_does_not_expire(p: Playbook) -> None:
     p.on(IdleFor(10_000, 10_000, 100))
     p.given(PublishRecorded())
     p.on(IdleFor(10_000, 10_000, 100))
-    p.on(AnswerRuleMet(), result(50))
+    p.on(AnswerRuleMet(), RecordResult())
+    p.on(ResultRecorded(), result(50))
     p.on(IdleFor(10_000, 10_000, 100))
 
 
@@ -1059,7 +1071,8 @@ def after_publication_began_faults_do_not_take_it_back(p: Playbook) -> None:
     to_publishing(p)
     p.on(StoreFailed("EIO"))
     p.on(Failed(errors.InternalError("KeyError")))
-    p.on(AnswerRuleMet(), result(50))
+    p.on(AnswerRuleMet(), RecordResult())
+    p.on(ResultRecorded(), result(50))
     p.on(StoreFailed("EIO"))
     p.on(Failed(errors.InternalError("KeyError")))
 
@@ -1067,9 +1080,28 @@ def after_publication_began_faults_do_not_take_it_back(p: Playbook) -> None:
 @playbook()
 def what_is_told_late_changes_nothing(p: Playbook) -> None:
     to_finished(p)
-    for event in (SharesReady(), PublishRecorded(), AnswerRuleMet(), completed(100), Stored(100), PushedTo(100)):
+    for event in (SharesReady(), PublishRecorded(), AnswerRuleMet(), ResultRecorded(), completed(100), Stored(100),
+                  PushedTo(100)):
         p.on(event)
     p.is_as(state=State.FINISHED)
+
+
+@playbook()
+def the_result_is_recorded_before_it_is_told(p: Playbook) -> None:
+    to_publishing(p)
+    p.on(AnswerRuleMet(), RecordResult())
+    p.is_as(state=State.PUBLISHING)
+    p.on(finish(51, 100))
+    p.on(AbortReceived(52), refused(52, "already-publishing", state="publishing"))
+    p.on(ResultRecorded(), result(50), result(51))
+
+
+@playbook()
+def too_few_servers_while_the_result_is_recorded_take_nothing_back(p: Playbook) -> None:
+    to_publishing(p)
+    p.given(AnswerRuleMet(), TooFewServers(4, 7))
+    p.on(finish(51, 100))
+    p.on(ResultRecorded(), result(51))
 
 
 # -- all of them ----------------------------------------------------------------------------------------------
