@@ -126,6 +126,7 @@ class Session:
         self._finish_calls: list[int] = []
         self._abort_calls: list[int] = []
         self._abandoned = False
+        self._stopping = False
         self._publish_again = False  # shares are to be published that an earlier run did not get to
         self.assigned_index: bytes | None = None  # early; that of `finish` may still be refused with its hashes
         self._handlers: dict[type, Callable[[Any], list[Command]]] = {
@@ -141,6 +142,8 @@ class Session:
 
     def handle(self, event: object) -> list[Command]:
         """What to do about an event."""
+        if self._stopping:
+            return self._after_stopping(event)
         return self._handlers[type(event)](event)
 
     @property
@@ -411,9 +414,19 @@ class Session:
         return [UseStorageIndex(self.finish.storage_index), *self._begin_placing(), Complete(self.finish.size)]
 
     def _stop(self, _event: Stopping) -> list[Command]:
+        self._stopping = True
+        error = errors.HelperStopping()
         if self.error is None:
-            self.error = errors.HelperStopping()
-        return self._refuse_all(self.error)
+            self.error = error
+        aborts, self._abort_calls = self._abort_calls, []
+        return [*self._refuse_all(error), *(Refuse(call, error) for call in aborts)]
+
+    def _after_stopping(self, event: object) -> list[Command]:
+        """What breaks or ends now is not recorded any more: doing anything about it, as dropping the spool, would
+        lose what the next run goes on with."""
+        if isinstance(event, PutReceived | AssignReceived | FinishReceived | AbortReceived):
+            return [Refuse(event.call, errors.HelperStopping())]
+        return []
 
     # -- ends ----------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ from helper.events import (
     SealShares,
     SharesReady,
     StagingEnough,
+    Stopping,
     Store,
     Stored,
     StoreFailed,
@@ -1102,6 +1103,101 @@ def too_few_servers_while_the_result_is_recorded_take_nothing_back(p: Playbook) 
     p.given(AnswerRuleMet(), TooFewServers(4, 7))
     p.on(finish(51, 100))
     p.on(ResultRecorded(), result(51))
+
+
+# -- the helper stops -----------------------------------------------------------------------------------------
+
+
+def stopped(p: Playbook, *unanswered: int) -> None:
+    """The helper stops: what is unanswered is refused, as is every later call; nothing else is done any more."""
+    state = p.session.state
+    p.on(Stopping(), *(refused(call, "helper-stopping") for call in unanswered))
+    for event in (Stored(2000), Compared(3, same=True), PushedTo(100), StagingEnough(False), completed(100),
+                  SharesReady(), PublishRecorded(), AnswerRuleMet(), ResultRecorded(), TooFewServers(4, 7),
+                  TooFewShares(2, 3), Abandoned(), IdleFor(10**9, 10_000, 100), StoreFailed("EIO"),
+                  Failed(errors.InternalError("KeyError"))):
+        p.on(event)
+    p.on(put(90, 0, 10), refused(90, "helper-stopping"))
+    p.on(AssignReceived(91, SI), refused(91, "helper-stopping"))
+    p.on(finish(92, 100), refused(92, "helper-stopping"))
+    p.on(AbortReceived(93), refused(93, "helper-stopping"))
+    p.is_as(state=state)
+
+
+@playbook()
+def stopping_while_open_refuses_what_is_not_durable_and_ends_nothing(p: Playbook) -> None:
+    p.durable(250)
+    p.given(AssignReceived(1, SI), put(2, 250, 10), put(3, 10, 10))
+    p.is_as(paused=True)
+    stopped(p, 2, 3)
+
+
+@playbook()
+def stopping_before_any_call(p: Playbook) -> None:
+    stopped(p)
+
+
+@playbook()
+def stopping_while_finish_waits_for_bytes(p: Playbook) -> None:
+    p.given(put(1, 0, 100), finish(2, 100), finish(3, 100))
+    stopped(p, 1, 2, 3)
+
+
+@playbook()
+def stopping_while_hashes_are_compared(p: Playbook) -> None:
+    to_completing(p)
+    stopped(p, 50)
+
+
+@playbook()
+def stopping_while_shares_are_completed(p: Playbook) -> None:
+    to_sealing(p)
+    stopped(p, 50)
+
+
+@playbook()
+def stopping_when_ready(p: Playbook) -> None:
+    """The decision may be on its way to the disk: then the next run publishes."""
+    to_ready(p)
+    stopped(p, 50)
+
+
+@playbook()
+def stopping_while_publishing(p: Playbook) -> None:
+    to_publishing(p)
+    stopped(p, 50)
+
+
+@playbook()
+def stopping_while_the_result_is_recorded(p: Playbook) -> None:
+    to_publishing(p)
+    p.given(AnswerRuleMet())
+    stopped(p, 50)
+
+
+@playbook()
+def stopping_when_finished(p: Playbook) -> None:
+    to_finished(p)
+    stopped(p)
+
+
+@playbook()
+def stopping_while_servers_let_go_of_an_aborted_upload(p: Playbook) -> None:
+    p.given(AbortReceived(1), AbortReceived(2))
+    stopped(p, 1, 2)
+    p.is_as(state=State.ABORTED)
+
+
+@playbook()
+def stopping_when_failed(p: Playbook) -> None:
+    p.given(Failed(errors.InternalError("KeyError")), Abandoned())
+    stopped(p)
+
+
+@playbook()
+def stopping_when_expired(p: Playbook) -> None:
+    p.given(IdleFor(100, 10_000, 100))
+    stopped(p)
 
 
 # -- all of them ----------------------------------------------------------------------------------------------
