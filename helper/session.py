@@ -351,8 +351,10 @@ class Session:
         if self.finish is not None and self._publish_again:
             self._publish_again = False
             if event.ueb != self.ueb:  # the spool was verified: a bug, or another version's
+                if self.state is State.FINISHED:
+                    return []  # its result is known and stays; only the last shares are not placed
                 self.error = errors.InternalError("spool-differs")
-                return []
+                return self._refuse_all(self.error)
             return [SealShares(self.finish.storage_index), PublishShares()]
         if self.state is not State.COMPLETING or self.finish is None or self.ueb is not None:
             return []  # ended meanwhile, or told twice
@@ -396,8 +398,9 @@ class Session:
         """protocol.txt §11: up to ready an upload is open again; from publishing on it is published."""
         self.received = self.durable = self._handed = event.durable
         state = State(event.state)
-        self._abandoned = True  # what an earlier run could not let go of expires
-        if event.error is not None:
+        # What an earlier run could not let go of expires.
+        self._abandoned = state in ENDED or event.error is not None
+        if event.error is not None and state is not State.FINISHED:  # a result is one whatever became of the spool
             self.state, self.error = (State.FAILED if state in _BEFORE_PUBLISHING else state), event.error
             return []
         self.storage_index = event.storage_index
