@@ -127,6 +127,7 @@ class Session:
         self._finish_calls: list[int] = []
         self._abort_calls: list[int] = []
         self._abandoned = False
+        self._stopping = False
         self._publish_again = False  # shares are to be published that an earlier run did not get to
         self.assigned_index: bytes | None = None  # early; that of `finish` may still be refused with its hashes
         self._handlers: dict[type, Callable[[Any], list[Command]]] = {
@@ -142,6 +143,8 @@ class Session:
 
     def handle(self, event: object) -> list[Command]:
         """What to do about an event."""
+        if self._stopping:
+            return self._after_stopping(event)
         return self._handlers[type(event)](event)
 
     @property
@@ -351,8 +354,10 @@ class Session:
         if self.finish is not None and self._publish_again:
             self._publish_again = False
             if event.ueb != self.ueb:  # the spool was verified: a bug, or another version's
+                if self.state is State.FINISHED:
+                    return []  # its result is known and stays; only the last shares are not placed
                 self.error = errors.InternalError("spool-differs")
-                return []
+                return self._refuse_all(self.error)
             return [SealShares(self.finish.storage_index), PublishShares()]
         if self.state is not State.COMPLETING or self.finish is None or self.ueb is not None:
             return []  # ended meanwhile, or told twice
@@ -396,8 +401,9 @@ class Session:
         """protocol.txt §11: up to ready an upload is open again; from publishing on it is published."""
         self.received = self.durable = self._handed = event.durable
         state = State(event.state)
-        self._abandoned = True  # what an earlier run could not let go of expires
-        if event.error is not None:
+        # What an earlier run could not let go of expires.
+        self._abandoned = state in ENDED or event.error is not None
+        if event.error is not None and state is not State.FINISHED:  # a result is one whatever became of the spool
             self.state, self.error = (State.FAILED if state in _BEFORE_PUBLISHING else state), event.error
             return []
         self.storage_index = event.storage_index
@@ -414,9 +420,19 @@ class Session:
         return [UseStorageIndex(self.finish.storage_index), *self._begin_placing(), Complete(self.finish.size)]
 
     def _stop(self, _event: Stopping) -> list[Command]:
+        self._stopping = True
+        error = errors.HelperStopping()
         if self.error is None:
-            self.error = errors.HelperStopping()
-        return self._refuse_all(self.error)
+            self.error = error
+        aborts, self._abort_calls = self._abort_calls, []
+        return [*self._refuse_all(error), *(Refuse(call, error) for call in aborts)]
+
+    def _after_stopping(self, event: object) -> list[Command]:
+        """What breaks or ends now is not recorded any more: doing anything about it, as dropping the spool, would
+        lose what the next run goes on with."""
+        if isinstance(event, PutReceived | AssignReceived | FinishReceived | AbortReceived):
+            return [Refuse(event.call, errors.HelperStopping())]
+        return []
 
     # -- ends ----------------------------------------------------------------------------------------
 
