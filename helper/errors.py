@@ -109,6 +109,27 @@ class TooFewShares(Refusal):
 
 
 @attrs.define(eq=False, str=False)
+class SpoolFull(Refusal):
+    code = "spool-full"
+    available: int
+    wanted: int
+
+    def text(self) -> str:
+        return (f"the helper's spool has room for {self.available} bytes, {self.wanted} are wanted; "
+                "uploads in progress fill it, or its disk; try again later")
+
+
+@attrs.define(eq=False, str=False)
+class QuotaExceeded(Refusal):
+    code = "quota-exceeded"
+    limit: int
+    came: int
+
+    def text(self) -> str:
+        return f"one upload may have at most {self.limit} bytes at this helper, this one would have {self.came}"
+
+
+@attrs.define(eq=False, str=False)
 class MessageTooLarge(Refusal):
     code = "message-too-large"
     limit: int
@@ -291,8 +312,8 @@ BY_CODE: dict[str, type[StreamingError]] = {
     cls.code: cls
     for cls in (
         BadArgument, BadUploadId, UnknownUpload, ParametersDiffer, TooManyUploads, TooFewServers,
-        TooFewShares, MessageTooLarge, OffsetGap, ConflictingData, CreditExceeded, SizeExceeded, SizeMismatch,
-        LiteralSize, BadStorageIndex, StorageIndexConflict, StorageIndexBusy, HashMismatch,
+        TooFewShares, SpoolFull, QuotaExceeded, MessageTooLarge, OffsetGap, ConflictingData, CreditExceeded,
+        SizeExceeded, SizeMismatch, LiteralSize, BadStorageIndex, StorageIndexConflict, StorageIndexBusy, HashMismatch,
         AlreadyFinishing, AlreadyPublishing, Aborted, Expired, SpoolFailed, HelperStopping, InternalError,
     )
 }

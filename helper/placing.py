@@ -18,6 +18,7 @@ from helper.events import StagingEnough, TooFewServers, TooFewShares
 from helper.interfaces import SIZE_MAX
 from helper.layout import DATA_OFFSET
 from helper.parameters import Parameters
+from helper.patience import Patience, StallRule
 from helper.pipeline import Pipeline
 from helper.placement import (
     Allocation,
@@ -32,12 +33,10 @@ from helper.placement import (
 from helper.shares import ALL_SEGMENTS, LIVE, Share, ShareState
 from helper.sinks import CONNECTION_LOST, AbsentServer, Granted, Grid, ServerRefused, ShareSink, StorageServer, Target
 
+#: Servers that do not answer are looked for this often; seconds.
+STALL_INTERVAL = 1.0
 #: While too few servers are left to complete a publication, they are looked for this often; seconds.
 RETRY_INTERVAL = 5
-#: A staging server that was lost keeps its shares and is waited for so long; seconds. Then they find other homes.
-AWAY_PATIENCE = 60
-#: Any server without which there are too few is waited for so long before the upload is given up; seconds.
-NEEDED_PATIENCE = 600
 
 _ORDER_TAG = b"tahoe-stream order of servers v1:"
 
@@ -53,7 +52,8 @@ class ShareHomes:
     log = Logger()
 
     def __init__(self, parameters: Parameters, shares: list[Share], pipeline: Pipeline, grid: Grid,
-                 policy: AllocationPolicy, clock: IReactorTime, staging_secret: bytes, on_change: Callable[[], None],
+                 policy: AllocationPolicy, clock: IReactorTime, staging_secret: bytes, patience: Patience,
+                 on_change: Callable[[], None],
                  tell: Callable[[object], None], count: Callable[[int], None],
                  on_broken: Callable[[Failure], None]) -> None:
         self._parameters = parameters
@@ -76,6 +76,11 @@ class ShareHomes:
         self._awaited: set[Deferred[StorageServer | None]] = set()  # servers that are away
         self.durable = 0
         self.stopped = False
+        self._patience = patience
+        self._stall_rule = StallRule(patience.stall)
+        self._stall_call: IDelayedCall | None = None
+        self._looked_for_stalled = 0.0
+        self._stalled: set[bytes] = set()  # servers (IDs) that do not answer
         self.placed = False
         self.must_complete = False  # publication has begun: never give up
         self._watched: dict[bytes, Callable[[], None]] = {}
@@ -108,9 +113,9 @@ class ShareHomes:
         if not self._staging_enough:
             self.use_storage_index(storage_index)
 
-    def begin(self, server_wait: float) -> None:
-        """Find a home for every share, once enough servers are connected or `server_wait` seconds are over."""
-        wait = max(server_wait, NEEDED_PATIENCE) if self._homes_before else server_wait
+    def begin(self) -> None:
+        """Find a home for every share, once enough servers are connected or have been waited for."""
+        wait = self._patience.needed if self._homes_before else self._patience.servers
         d = self._grid.when_connected(self._parameters.happy, wait)
         d.addCallback(lambda _count: self.place_all())
         d.addErrback(self._on_broken)
@@ -118,8 +123,9 @@ class ShareHomes:
     def stop(self) -> None:
         """Do nothing more."""
         self.stopped = True
-        if self._retry_call is not None and self._retry_call.active():
-            self._retry_call.cancel()
+        for call in (self._retry_call, self._stall_call):
+            if call is not None and call.active():
+                call.cancel()
         for cancel in self._watched.values():
             cancel()
         self._watched.clear()
@@ -162,7 +168,9 @@ class ShareHomes:
         """Those that may be written to, in the order in which readers will ask them as far as that is known."""
         index = self._target.storage_index
         servers = {s.server_id: s for s in self._grid.servers_for(self._any_order if index is None else index)}
-        return servers if index is not None else {s: servers[s] for s in by_rank(list(servers), self._ranked)}
+        order = list(servers) if index is not None else by_rank(list(servers), self._ranked)
+        answering = [s for s in order if s not in self._stalled]
+        return {s: servers[s] for s in (answering if len(answering) >= self._parameters.happy else order)}
 
     def _deal(self, shares: list[Share]) -> None:
         """Give shares that have no home yet to the servers, staging ones first, those with fewest shares first."""
@@ -203,6 +211,8 @@ class ShareHomes:
             return
         generations = [(share, share.generation) for share in shares]
         self._watch(server)
+        for share in shares:
+            self.asked(share, "allocate")
         d = Deferred.fromCoroutine(self._allocated(server, generations))
         self.pending.add(d)
 
@@ -248,6 +258,7 @@ class ShareHomes:
         sink, existing = granted.sinks.get(share.shnum), granted.existing.get(share.shnum)
         if self.stopped or share.generation != generation:
             return sink
+        self.answered(share)
         if sink is None and existing is None:
             self.log.info("storage server {server} refused share {shnum}",
                           server=share.server and share.server.name, shnum=share.shnum)
@@ -273,6 +284,51 @@ class ShareHomes:
             share.next_segment = share.segments_held = held
             self._count(max(0, share.segments_before - held) * block_size)
         share.segments_before = 0
+
+    # -- servers that do not answer -------------------------------------------------------------------------
+
+    def asked(self, share: Share, kind: str) -> None:
+        """A call for the share was made."""
+        share.unanswered.append((kind, self._clock.seconds()))
+        if self._stall_call is None and not self.stopped:
+            self._looked_for_stalled = self._clock.seconds()
+            self._stall_call = self._clock.callLater(STALL_INTERVAL, self._look_for_stalled)
+
+    def answered(self, share: Share) -> None:
+        """The oldest call for the share was answered."""
+        share.waited = 0.0
+        if share.unanswered and share.server is not None:
+            self._stalled.discard(share.server.server_id)
+            kind, when = share.unanswered.popleft()
+            self._stall_rule.finished(kind, share.server.server_id, self._clock.seconds() - when)
+
+    def _look_for_stalled(self) -> None:
+        now = self._clock.seconds()
+        elapsed = min(max(0.0, now - self._looked_for_stalled), 2 * STALL_INTERVAL)  # clocks jump
+        self._looked_for_stalled = now
+        self._stall_call = None
+        waiting = [s for s in self._shares if s.unanswered and s.server is not None]
+        if not waiting or self.stopped:
+            return
+        self._stall_call = self._clock.callLater(STALL_INTERVAL, self._look_for_stalled)
+        for share in waiting:
+            share.waited += elapsed
+            server = share.server
+            if server is not None and share.unanswered and share.waited > self._stall_patience(share, server):
+                self.log.info("storage server {server} has not answered for {seconds} s",
+                              server=server.name, seconds=int(share.waited))
+                self._stalled.add(server.server_id)
+                self.lose(share)
+
+    def _stall_patience(self, share: Share, server: StorageServer) -> float:
+        """Longer for a server without which there are too few: it may answer yet."""
+        patience = self._stall_rule.patience(share.unanswered[0][0], server.server_id)
+        if share.waited <= patience or self._can_do_without(server):
+            return patience
+        if self.must_complete and server.server_id not in self._stalled:
+            self._stalled.add(server.server_id)
+            self._check_enough()  # those who wait for the answer are told
+        return max(patience, self._patience.needed)
 
     def failed(self, share: Share, failure: Failure) -> None:
         """The share's server did not do what it was asked, or is gone."""
@@ -319,7 +375,9 @@ class ShareHomes:
         self._check_staging()
         # Once the answer must come, those who wait for it are told of servers that are away too.
         counted = LIVE - {ShareState.AWAY} if self.must_complete else LIVE
-        live = {s.shnum: s.server.server_id for s in self._shares if s.state in counted and s.server is not None}
+        live = {s.shnum: s.server.server_id for s in self._shares if s.state in counted and s.server is not None
+                and (s.state is ShareState.CLOSED or not self.must_complete
+                     or s.server.server_id not in self._stalled)}
         k, happy = self._parameters.k, self._parameters.happy
         have = happiness(live.values())
         if have < happy:
@@ -382,7 +440,7 @@ class ShareHomes:
             before = share.segments_held
             share.leave(ShareState.AWAY)
             share.segments_before = before
-        self._await(server, [(share, share.generation) for share in shares], AWAY_PATIENCE)
+        self._await(server, [(share, share.generation) for share in shares], self._patience.away)
         if self.placed:
             self._check_enough()
         self._on_change()
@@ -399,8 +457,8 @@ class ShareHomes:
                 return
             if back is not None:
                 self._allocate(back, [share for share, _generation in still])
-            elif patience < NEEDED_PATIENCE and not self._can_do_without(server):
-                self._await(server, still, NEEDED_PATIENCE)
+            elif patience < self._patience.needed and not self._can_do_without(server):
+                self._await(server, still, self._patience.needed)
             else:
                 self.log.info("storage server {server} has not come back", server=server.name)
                 for share, _generation in still:

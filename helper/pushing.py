@@ -19,6 +19,7 @@ from helper.errors import fault_of
 from helper.events import AnswerRuleMet, Failed, PushedTo, SharesReady
 from helper.layout import DATA_OFFSET
 from helper.parameters import Parameters
+from helper.patience import Patience
 from helper.pipeline import Pipeline
 from helper.placement import AllocationPolicy, rule_met, rule_position
 from helper.placing import ShareHomes
@@ -47,20 +48,20 @@ class SharePusher:
     log = Logger()
 
     def __init__(self, parameters: Parameters, pipeline: Pipeline, grid: Grid, policy: AllocationPolicy,
-                 clock: IReactorTime, server_wait: float, staging_secret: bytes, random_below: Callable[[int], int],
+                 clock: IReactorTime, staging_secret: bytes, patience: Patience, random_below: Callable[[int], int],
                  tell: Callable[[object], None], on_homes: Callable[[Mapping[int, bytes]], None],
                  count_again: Callable[[int], None], on_settled: Callable[[], None]) -> None:
         self._parameters = parameters
         self._pipeline = pipeline
         self._clock = clock
-        self._server_wait = server_wait
+        self._patience = patience
         self._random_below = random_below
         self._tell = tell
         self._on_homes = on_homes
         self._on_settled = on_settled
         self._shares = [Share(shnum) for shnum in range(parameters.n)]
-        self._homes = ShareHomes(parameters, self._shares, pipeline, grid, policy, clock, staging_secret, self._soon,
-                                 tell, count_again, self._broken)
+        self._homes = ShareHomes(parameters, self._shares, pipeline, grid, policy, clock, staging_secret, patience,
+                                 self._soon, tell, count_again, self._broken)
         self._in_flight_limit = min(IN_FLIGHT_PER_SHARE_MAX, IN_FLIGHT_MAX // parameters.n)
         self._begun = self._publish = self._answered = self._ready_told = False
         self._storage_index: bytes | None = None  # once shares are to be sealed
@@ -89,7 +90,7 @@ class SharePusher:
         """Contact the servers and push whatever there is to push, from now on."""
         self._begun = True
         self._start_timer("keep-alive", KEEP_ALIVE_INTERVAL, self._keep_alive)
-        self._homes.begin(self._server_wait)
+        self._homes.begin()
 
     def set_durable(self, durable: int) -> None:
         """So many bytes of ciphertext are durable in the spool."""
@@ -253,20 +254,22 @@ class SharePusher:
             raise ValueError("no sink")
         share.in_flight += size
         share.unacknowledged.append((size, share.next_segment))
-        self._ask(share, share.sink.write(offset, data), self._acknowledged)
+        self._ask(share, "write", share.sink.write(offset, data), self._acknowledged)
 
     def _acknowledged(self, share: Share) -> None:
         size, segments = share.unacknowledged.popleft()
         share.in_flight -= size
         share.segments_held = segments
 
-    def _ask(self, share: Share, d: Deferred[None], then: Callable[[Share], None]) -> None:
+    def _ask(self, share: Share, kind: str, d: Deferred[None], then: Callable[[Share], None]) -> None:
         """Carry on with `then` when the server has done it, unless the share has moved on; lose the share
-        if the server fails."""
+        if the server fails, or does not answer in time."""
         generation = share.generation
+        self._homes.asked(share, kind)
 
         def done(_result: None) -> None:
             if share.generation == generation and not self._stopped:
+                self._homes.answered(share)
                 then(share)
                 self._soon()
 
@@ -316,7 +319,7 @@ class SharePusher:
         for share in self._shares:
             if (share.state in (ShareState.PUSHING, ShareState.READY) and share.sink is not None
                     and not share.in_flight):
-                self._ask(share, share.sink.touch(), lambda _share: None)
+                self._ask(share, "touch", share.sink.touch(), lambda _share: None)
 
     # -- ending ------------------------------------------------------------------------------------------
 
@@ -328,16 +331,16 @@ class SharePusher:
             if share.state is ShareState.PUSHING and not share.sealing:
                 if share.existing is not None:
                     share.sealing = True
-                    self._ask(share, Deferred.fromCoroutine(self._verify_existing(share.shnum, share.existing)),
-                              self._closed)
+                    verifying = Deferred.fromCoroutine(self._verify_existing(share.shnum, share.existing))
+                    self._ask(share, "verify", verifying, self._closed)
                 elif share.ended and not share.unacknowledged and share.sink is not None:
                     share.sealing = True
-                    self._ask(share, share.sink.seal(storage_index, completion.layout.share_size),
-                              self._became_ready)
+                    sealing = share.sink.seal(storage_index, completion.layout.share_size)
+                    self._ask(share, "seal", sealing, self._became_ready)
             elif share.state is ShareState.READY and self._publish and share.sink is not None:
                 share.state = ShareState.PUBLISHING
-                self._ask(share, Deferred.fromCoroutine(self._published(share, share.sink, storage_index)),
-                          self._closed)
+                publishing = Deferred.fromCoroutine(self._published(share, share.sink, storage_index))
+                self._ask(share, "publish", publishing, self._closed)
         self._check_ready()
         self._check_closed()
         self._check_settled()
@@ -373,8 +376,16 @@ class SharePusher:
     def _answer(self) -> None:
         if not self._answered:
             self._answered = True
+            self._start_timer("rest", self._patience.placing, self._give_up_rest)
             self._tell(AnswerRuleMet())
             self._soon()
+
+    def _give_up_rest(self) -> None:
+        """Shares that have found no server for so long never will; the ciphertext is not kept for them any more."""
+        for share in self._shares:
+            if share.state is not ShareState.CLOSED:
+                self._homes.lose(share, elsewhere=False)
+        self._check_settled()
 
     async def _published(self, share: Share, sink: ShareSink, storage_index: bytes) -> None:
         existing = await sink.publish(storage_index)

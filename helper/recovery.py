@@ -75,11 +75,14 @@ class Recovery:
             upload.resume_without_spool(record.error)
         else:
             self.waiting[upload] = []
+            stored = self._spool.size_of(record.name) if has_file else 0
+            self._services.room.resume(record.name, record.parameters.size, stored)
         return upload
 
     def _recover(self, upload: Upload, then: Callable[[], None]) -> None:
         self._under_way.add(upload)
-        d = self._spool.recover(upload.name, upload.stored, upload.store_failed, at_least=upload.decided_size)
+        d = self._spool.recover(upload.name, upload.stored, upload.store_failed, upload.disk_full,
+                                upload.decided_size)
         d.addCallbacks(upload.resume, lambda failure: self._damaged(upload, failure))
         d.addErrback(lambda failure: self._damaged(upload, failure))
         d.addCallback(lambda _none: self._recovered(upload))
@@ -89,6 +92,7 @@ class Recovery:
         error = errors.fault_of(failure.value)
         if not isinstance(failure.value, errors.StreamingError):
             self.log.failure("upload {upload} could not be resumed", failure, upload=upload.short)
+        self._services.room.release(upload.name)
         upload.resume_without_spool(error)
         upload.when_end_recorded(lambda: self._remove(upload.name))
 

@@ -93,6 +93,7 @@ class Limits:
     pushing_lag: int
     largest_message: int
     contact_after: int
+    quota: int = SIZE_MAX
 
 
 @attrs.define
@@ -126,6 +127,7 @@ class Session:
         self._finish_calls: list[int] = []
         self._abort_calls: list[int] = []
         self._abandoned = False
+        self._stopping = False
         self._publish_again = False  # shares are to be published that an earlier run did not get to
         self.assigned_index: bytes | None = None  # early; that of `finish` may still be refused with its hashes
         self._handlers: dict[type, Callable[[Any], list[Command]]] = {
@@ -141,6 +143,8 @@ class Session:
 
     def handle(self, event: object) -> list[Command]:
         """What to do about an event."""
+        if self._stopping:
+            return self._after_stopping(event)
         return self._handlers[type(event)](event)
 
     @property
@@ -179,6 +183,8 @@ class Session:
             return errors.BadArgument("data", f"1 to {self.limits.largest_message} bytes", "0 bytes")
         if put.offset < 0 or end > SIZE_MAX:
             return errors.BadArgument("offset", f"a number from 0 to {SIZE_MAX - len(put.data)}", str(put.offset))
+        if end > self.limits.quota:
+            return errors.QuotaExceeded(self.limits.quota, end)
         declared = self.parameters.size
         if declared is not None and end > declared:
             return errors.SizeExceeded(declared, end)
@@ -348,8 +354,10 @@ class Session:
         if self.finish is not None and self._publish_again:
             self._publish_again = False
             if event.ueb != self.ueb:  # the spool was verified: a bug, or another version's
+                if self.state is State.FINISHED:
+                    return []  # its result is known and stays; only the last shares are not placed
                 self.error = errors.InternalError("spool-differs")
-                return []
+                return self._refuse_all(self.error)
             return [SealShares(self.finish.storage_index), PublishShares()]
         if self.state is not State.COMPLETING or self.finish is None or self.ueb is not None:
             return []  # ended meanwhile, or told twice
@@ -393,8 +401,9 @@ class Session:
         """protocol.txt §11: up to ready an upload is open again; from publishing on it is published."""
         self.received = self.durable = self._handed = event.durable
         state = State(event.state)
-        self._abandoned = True  # what an earlier run could not let go of expires
-        if event.error is not None:
+        # What an earlier run could not let go of expires.
+        self._abandoned = state in ENDED or event.error is not None
+        if event.error is not None and state is not State.FINISHED:  # a result is one whatever became of the spool
             self.state, self.error = (State.FAILED if state in _BEFORE_PUBLISHING else state), event.error
             return []
         self.storage_index = event.storage_index
@@ -411,9 +420,19 @@ class Session:
         return [UseStorageIndex(self.finish.storage_index), *self._begin_placing(), Complete(self.finish.size)]
 
     def _stop(self, _event: Stopping) -> list[Command]:
+        self._stopping = True
+        error = errors.HelperStopping()
         if self.error is None:
-            self.error = errors.HelperStopping()
-        return self._refuse_all(self.error)
+            self.error = error
+        aborts, self._abort_calls = self._abort_calls, []
+        return [*self._refuse_all(error), *(Refuse(call, error) for call in aborts)]
+
+    def _after_stopping(self, event: object) -> list[Command]:
+        """What breaks or ends now is not recorded any more: doing anything about it, as dropping the spool, would
+        lose what the next run goes on with."""
+        if isinstance(event, PutReceived | AssignReceived | FinishReceived | AbortReceived):
+            return [Refuse(event.call, errors.HelperStopping())]
+        return []
 
     # -- ends ----------------------------------------------------------------------------------------
 

@@ -50,6 +50,8 @@ class Share:
     ended: bool = False  # trailer and header are handed to the sink
     reading: bool = False  # a block is on its way from the spool
     sealing: bool = False
+    unanswered: deque[tuple[str, float]] = attrs.field(factory=deque)  # (kind of call, when it was made)
+    waited: float = 0.0  # seconds since the last answer, or the first call, while calls are unanswered
     #: Grows with every new home; answers to an older one are ignored.
     generation: int = 0
     segments_before: int = 0  # acknowledged by the server before it went away
@@ -62,6 +64,8 @@ class Share:
         self.generation += 1
         self.next_segment = self.segments_held = self.in_flight = 0
         self.unacknowledged.clear()
+        self.unanswered.clear()
+        self.waited = 0.0
         self.ended = self.reading = self.sealing = False
         return sink
 

@@ -76,6 +76,10 @@ class Spool:
         """The files that were there at the start and are neither recovered nor removed yet."""
         return sorted(self._found)
 
+    def size_of(self, name: str) -> int:
+        """Bytes that one of `names()` takes on the disk. KeyError if it is none."""
+        return self._found[name]
+
     def remove(self, name: str) -> None:
         """Remove one of `names()`. KeyError if it is none. Blocks."""
         size = self._found[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from base64 import b32encode
+from collections import deque
 from collections.abc import Callable, Mapping
 
 import attrs
@@ -19,6 +20,7 @@ from helper.parameters import Parameters
 from helper.pipeline import Pipeline
 from helper.placement import AllocationPolicy
 from helper.pushing import SharePusher
+from helper.room import SpoolRoom
 from helper.session import ENDED, Limits, Session, State
 from helper.settings import Settings
 from helper.shares import ShareStatus
@@ -51,6 +53,7 @@ class Services:
     ledger: Ledger
     clock: IReactorTime
     encode_in_thread: RunInThread
+    room: SpoolRoom
     count: Callable[[str, int], None]
 
 
@@ -78,7 +81,10 @@ class Upload:
         self._record = record
         self._services = services
         s = services.settings
-        self.session = Session(record.parameters, Limits(s.credit, s.pushing_lag, s.largest_message, s.contact_after))
+        self.session = Session(record.parameters, Limits(
+            s.credit, s.pushing_lag, s.largest_message, s.contact_after, services.room.upload_quota))
+        self._unstored: deque[bytes] = deque()  # waits for room in the spool
+        self._disk_full: str | None = None  # why bytes given to the spool wait
         self._calls: dict[int, Deferred[Answered]] = {}
         self._next_call = 0
         self._events: list[object] = []
@@ -94,14 +100,15 @@ class Upload:
         pipeline = Pipeline(p, spool_file, s.encode_in_thread, self._blocks_changed, self._pipeline_failed)
         policy = AllocationPolicy(p.k, p.n, p.max_segment_size, s.settings.first_bound)
         pusher = SharePusher(
-            p, pipeline, s.grid, policy, s.clock, s.settings.server_wait, self._record.staging_secret,
-            secrets.randbelow, self.tell, self._homes_changed, lambda length: s.count("bytes_pushed_again", length),
+            p, pipeline, s.grid, policy, s.clock, self._record.staging_secret, s.settings.patience, secrets.randbelow,
+            self.tell, self._homes_changed, lambda length: s.count("bytes_pushed_again", length),
             self._settled)
         self._working = _Work(spool_file, pipeline, pusher)
 
     def resume(self, spool_file: SpoolFile) -> None:
         """An upload of an earlier run, whose ciphertext is in `spool_file`."""
         self.begin(spool_file)
+        self._services.room.resume(self.name, self._record.parameters.size, spool_file.durable)
         r, work = self._record, self._work
         if r.order is not None:
             work.pusher.rank([r.servers[i] for i in r.order])
@@ -159,7 +166,7 @@ class Upload:
         s = self.session
         fields: dict[str, int | str | bytes] = {
             "state": s.state.value, "received": s.received, "durable": s.durable, "credit": s.credit,
-            "pushed": s.pushed, "paused": int(s.paused),
+            "pushed": s.pushed, "paused": int(bool(self.waits_for)), "waits-for": self.waits_for,
             "storage-index-needed": int(s.storage_index_needed),
         }
         if s.parameters.size is not None:
@@ -255,7 +262,7 @@ class Upload:
             case events.Refuse(call, error):
                 self._calls.pop(call).errback(error)
             case events.Store(data):
-                self._work.spool.append(data)
+                self._store(data)
             case events.Compare(call, offset, data):
                 self._compare(call, offset, data)
             case events.BeginPlacing():
@@ -306,7 +313,14 @@ class Upload:
         self._end_recorded.addCallback(answer)
 
     def _drop_spool(self) -> None:
-        self.when_end_recorded(self._work.spool.drop)
+        spool = self._work.spool
+
+        def drop() -> None:
+            spool.drop()
+            self._services.room.release(self.name)
+
+        self._unstored.clear()
+        self.when_end_recorded(drop)
 
     def when_end_recorded(self, remove: Callable[[], None]) -> None:
         """Call `remove`, which removes ciphertext, once it is recorded that the upload has ended; never if that
@@ -358,6 +372,40 @@ class Upload:
     def _settled(self) -> None:
         self._work.pipeline.stop()
         self._drop_spool()
+
+    # -- room in the spool ---------------------------------------------------------------------------------
+
+    def _store(self, data: bytes) -> None:
+        if self._unstored or not self._services.room.take(self.name, len(data)):
+            self._unstored.append(data)
+            self._services.room.wait(self)
+        else:
+            self._work.spool.append(data)
+
+    def disk_full(self, reason: str) -> None:
+        """The spool could not store what it has, and keeps it until it is tried again."""
+        self._disk_full = reason
+        self._services.room.wait(self)
+
+    def try_room(self) -> bool:
+        """See room.Waiter."""
+        if self._disk_full is not None:
+            self._disk_full = None
+            self._work.spool.retry()
+        while self._unstored and self._services.room.take(self.name, len(self._unstored[0])):
+            self._work.spool.append(self._unstored.popleft())
+        return not self._unstored
+
+    def end_for_room(self, error: errors.SpoolFull) -> None:
+        """See room.Waiter."""
+        self.tell(events.Failed(error))
+
+    @property
+    def waits_for(self) -> str:
+        """What keeps received bytes from becoming durable: room, disk, servers, or nothing ("")."""
+        if self._disk_full is not None:
+            return f"disk: {self._disk_full}"
+        return "room" if self._unstored else "servers" if self.session.paused else ""
 
     def stop(self) -> None:
         """The helper stops: refuse what is asked; shares and spool stay as they are for the next run."""

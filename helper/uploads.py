@@ -17,6 +17,7 @@ from helper.parameters import Parameters
 from helper.placement import staging_suffices
 from helper.pushing import ABANDON_PATIENCE
 from helper.recovery import Recovery
+from helper.room import SpoolRoom
 from helper.settings import Settings
 from helper.sinks import Grid, StorageServer
 from helper.spool import RunInThread, Spool
@@ -39,7 +40,8 @@ class Uploads:
         self._ledger = ledger
         self._grid = grid
         self._clock = clock
-        self._services = Services(settings, grid, ledger, clock, encode_in_thread, self._count)
+        self._room = SpoolRoom(settings.room_limits, spool.free, clock)
+        self._services = Services(settings, grid, ledger, clock, encode_in_thread, self._room, self._count)
         self._recovery = Recovery(spool, self._services)
         self._by_name: OrderedDict[str, Upload] = OrderedDict()
         self._by_index: dict[bytes, Upload] = {}
@@ -63,6 +65,7 @@ class Uploads:
         """Refuse every call from now on. Uploads stay as they are, for the next run."""
         self._stopping = True
         self._recovery.stop()
+        self._room.stop()
         if self._sweeper.running:
             self._sweeper.stop()
         for upload in self._by_name.values():
@@ -94,8 +97,8 @@ class Uploads:
         await upload.save()
         status = upload.status()
         return Answered({**status.fields, "largest-message": self._settings.largest_message,
-                         "servers": self._grid.writable_count(), "permutation-seeds": upload.permutation_seeds},
-                        status.shares)
+                         "quota": self._room.upload_quota, "servers": self._grid.writable_count(),
+                         "permutation-seeds": upload.permutation_seeds}, status.shares)
 
     def _new(self, name: str, parameters: Parameters, servers: int) -> Upload:
         self._check_running()
@@ -104,10 +107,11 @@ class Uploads:
             raise errors.TooManyUploads(self._settings.uploads_max)
         if servers < parameters.happy:
             raise errors.TooFewServers(servers, parameters.happy)
+        self._room.admit(name, parameters.size)
         known = _fitting(self._grid.servers_for(bytes(16)))
         upload = Upload(new_record(name, parameters, self._clock.seconds()), self._services)
         upload.told_servers(known)
-        upload.begin(self._spool.file(name, upload.stored, upload.store_failed))
+        upload.begin(self._spool.file(name, upload.stored, upload.store_failed, upload.disk_full))
         self._by_name[name] = upload
         upload.tell(events.StagingEnough(staging_suffices(
             parameters.k, parameters.happy, parameters.n, [s.server_id for s in known],

@@ -46,7 +46,7 @@ class ForgetfulDisk:
         self._descriptors: dict[int, Path] = {}
         #: System calls until PowerFailed; None: it does not come.
         self.calls_left: int | None = None
-        #: Errors of writes and of syncs to come, by call ("pwritev", "fdatasync", "fsync", "open", "ftruncate"); used up.
+        #: Errors (errno) that calls will end with, by call: pwritev, fdatasync, fsync, open, ftruncate. Used up.
         self.failures: dict[str, list[int]] = {}
         #: Bytes that can still be written; None: no limit.
         self.room: int | None = None
@@ -128,6 +128,11 @@ class ForgetfulDisk:
             now[start:end] = before[start:end]
         if now != before:
             path.write_bytes(now)
+
+    def statvfs(self, path: Path) -> Any:
+        if self.room is None:
+            return os.statvfs(path)
+        return os.statvfs_result((1, 1, self.room, self.room, self.room, 9, 9, 9, 0, 255))
 
     # -- what it is like -----------------------------------------------------------------------------------------
 

@@ -220,8 +220,9 @@ class ProcessClock:
 class World:
     """A helper over a fake grid, its spool in a real directory; use it as a context manager."""
 
-    def __init__(self, servers: int = 10, settings: Settings = SMALL, staging: int = 0) -> None:
+    def __init__(self, servers: int = 10, settings: Settings = SMALL, staging: int = 0, system: Any = os) -> None:
         self.settings = settings
+        self.system = system  # makes the system calls of the spool
         self.clock = Clock()
         self.grid = FakeGrid(self.clock, servers, staging)
         self.errors: list[LogEvent] = []
@@ -240,7 +241,7 @@ class World:
         """The helper's process begins."""
         self.process = ProcessClock(self.clock)
         in_thread = partial(self.in_thread, process=self.process)
-        self.spool = Spool(self.directory / "spool", in_thread)
+        self.spool = Spool(self.directory / "spool", in_thread, self.system)
         self.spool.start()
         self._ledger_file = LedgerFile(self.directory / LEDGER_NAME)
         self.ledger = Ledger(self._ledger_file, in_thread)

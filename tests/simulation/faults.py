@@ -35,6 +35,7 @@ class FaultKind(enum.Enum):
     SERVER_RESTARTS = "a storage server is killed and comes back"
     SERVER_LIES = "a storage server lies about lengths"
     DISK_FULL = "the spool's disk is full"
+    SPOOL_EXHAUSTED = "the spool's quota is used up"
     DISK_WRITE_FAILS = "a write to the spool fails (EIO)"
     DISK_SYNC_FAILS = "a sync of the spool fails (EIO)"
     DISK_NAME_SYNC_FAILS = "a sync of the spool's directory fails (EIO)"
@@ -144,9 +145,13 @@ def _disk_fails(call: str, number: int) -> Inject:
 
 
 def _fill_disk(world: SimulatedWorld, planned: Planned) -> None:
-    """For a spool that is exhausted: what is full is a parameter here, the disk or a quota."""
     world.disk.room = int(500 * planned.amount)
     world.later(2 + 20 * planned.amount, world.disk_has_room)
+    world.fired(planned)
+
+
+def _exhaust_spool(world: SimulatedWorld, planned: Planned) -> None:
+    world.exhaust_spool(1 + 900 * planned.amount ** 3)
     world.fired(planned)
 
 
@@ -226,6 +231,7 @@ INJECT: Mapping[FaultKind, Inject] = {
     FaultKind.SERVER_RESTARTS: _restart_server,
     FaultKind.SERVER_LIES: _lie,
     FaultKind.DISK_FULL: _fill_disk,
+    FaultKind.SPOOL_EXHAUSTED: _exhaust_spool,
     FaultKind.DISK_WRITE_FAILS: _disk_fails("pwritev", errno.EIO),
     FaultKind.DISK_SYNC_FAILS: _disk_fails("fdatasync", errno.EIO),
     FaultKind.DISK_NAME_SYNC_FAILS: _disk_fails("fsync", errno.EIO),

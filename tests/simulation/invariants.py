@@ -92,6 +92,9 @@ def may_fail(world: SimulatedWorld, client: Client, code: str) -> bool:
         return bool(world.disk.hurt & {client.name, "spool"}) or world.ledger_failed
     if code in ("too-few-servers", "too-few-shares"):
         return bool(_SERVER_FAULTS & set(world.fired_kinds))
+    if code in ("spool-full", "quota-exceeded"):
+        kinds = {FaultKind.SPOOL_EXHAUSTED, FaultKind.DISK_FULL}
+        return bool(kinds & set(world.fired_kinds)) or world.settings.spool_quota < 5000
     if code == "hash-mismatch":
         return client.garbled
     return False

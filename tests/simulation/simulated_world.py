@@ -23,6 +23,7 @@ from world import SMALL
 
 from helper.foolscap_edge import StreamingHelper
 from helper.ledger import LEDGER_NAME, Change, Ledger, LedgerFile
+from helper.parameters import Parameters
 from helper.settings import Settings
 from helper.spool import Spool
 from helper.upload import Upload
@@ -87,6 +88,7 @@ class SimulatedWorld:
         self._in_call: tuple[Planned, bool, float] | None = None
         self._links: list[FaultyLink] = []
         self._waiting_for_helper: list[Deferred[None]] = []
+        self._strangers: list[bytes] = []  # uploads that are only there to take room
         self._ahead = 0.0  # of the helper's clock
         self.process = SettableClock(self.clock)
         self.failures: list[LogEvent] = []
@@ -320,6 +322,22 @@ class SimulatedWorld:
 
         self.later(seconds, back)
 
+    def exhaust_spool(self, seconds: float) -> None:
+        """Another upload reserves all that is left of the quota, and is aborted after a while."""
+        if not self.running or (left := self.settings.spool_quota - self.uploads._room.used) <= 0:
+            return
+        upload_id = self.choose.randbytes(32)
+        self.edge.remote_open(upload_id, Parameters(1, 1, 1, 100, left).to_wire())
+        self._strangers.append(upload_id)
+        self.later(seconds, self._end_stranger, upload_id)
+
+    def _end_stranger(self, upload_id: bytes) -> None:
+        if not self.running:
+            self.later(1.0, self._end_stranger, upload_id)
+        elif upload_id in self._strangers:
+            self._strangers.remove(upload_id)
+            self.edge.remote_abort(upload_id)
+
     def disk_has_room(self) -> None:
         self.disk.room = None
 
@@ -337,6 +355,8 @@ class SimulatedWorld:
         self.disk.takes = lambda size: size
         if self.running:
             self.ledger_file.fails = ""
+        for upload_id in list(self._strangers):
+            self._end_stranger(upload_id)
         for client in self.clients:
             client.disarm()
         for server in self.servers:
@@ -381,4 +401,5 @@ class SimulatedWorld:
 def _settings(schedule: Schedule) -> Settings:
     return Settings(credit=schedule.credit, pushing_lag=schedule.pushing_lag, contact_after=schedule.contact_after,
                     largest_message=200, first_bound=512, idle_expiry=7 * 86400, empty_expiry=4 * 3600,
-                    sweep_interval=3600, result_retention=30 * 86400, server_wait=SMALL.server_wait)
+                    sweep_interval=3600, result_retention=30 * 86400, server_wait=SMALL.server_wait,
+                    spool_quota=schedule.spool_quota, free_disk=0)

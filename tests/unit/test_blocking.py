@@ -205,7 +205,7 @@ def test_a_node_directory_that_is_none_or_has_no_helper(tmp_path: Path) -> None:
 
 
 def test_when_it_cannot_be_opened_nothing_stays_behind(helper: LoopbackHelper, node: Path) -> None:
-    helper.run(helper.uploads.stop)
+    reactor_loop.now(helper.uploads.stop)
     before = sockets()
     for _ in range(3):
         with pytest.raises(HelperRefused):

@@ -496,10 +496,9 @@ def test_no_answer_on_happy_servers_with_fewer_than_k_shares() -> None:
     with World(servers=3) as world:
         world.grid.servers[2].plan("publish", 1, Fault.HANG)
         results = outcome(begin(write_all(world.upload(parameters), DATA)))
-        world.wait(600)
+        world.wait(9)
         assert not results
-        world.grid.servers[2].disconnect()
-        world.wait(1)
+        world.wait(90)  # its share is placed on another server
         assert results == [expected(DATA, parameters).cap]
 
 
@@ -731,19 +730,20 @@ def test_shares_that_have_not_begun_are_kept_alive_too(world: World) -> None:
     assert world.run(write_all(upload, DATA[500:])) == expected(DATA, PARAMETERS).cap
 
 
-def test_shares_that_are_complete_and_wait_for_others_are_kept_alive(world: World) -> None:
-    for server in world.grid.servers[:4]:
-        server.plan("write", 2, Fault.HANG)
-    results = outcome(begin(write_all(world.upload(PARAMETERS), DATA)))
-    world.wait(3 * 3600)
-    assert not results
-    for server in world.grid.servers[4:]:
-        assert world.clock.seconds() - server.asked[-1].time <= 1800
-    for server in world.grid.servers[:4]:
-        server.disconnect()
-        server.reconnect()
-    world.wait(60)
-    assert results
+def test_shares_that_are_complete_and_wait_for_others_are_kept_alive() -> None:
+    with World(settings=attrs.evolve(SMALL, needed_patience=86400)) as world:
+        for server in world.grid.servers[:4]:
+            server.plan("write", 2, Fault.HANG)
+        results = outcome(begin(write_all(world.upload(PARAMETERS), DATA)))
+        world.wait(3 * 3600)
+        assert not results
+        for server in world.grid.servers[4:]:
+            assert world.clock.seconds() - server.asked[-1].time <= 1800
+        for server in world.grid.servers[:4]:
+            server.disconnect()
+            server.reconnect()
+        world.wait(60)
+        assert results
 
 
 # -- slow and hung servers, and memory ------------------------------------------------------------------------

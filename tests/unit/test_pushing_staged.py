@@ -21,10 +21,11 @@ from client_shim.upload import StreamingUpload
 from helper.ciphertext import CiphertextHasher
 from helper.layout import DATA_OFFSET
 from helper.parameters import Parameters
-from helper.placing import AWAY_PATIENCE
+from helper.patience import Patience
 from helper.pushing import KEEP_ALIVE_INTERVAL
 from helper.session import State
 
+AWAY_PATIENCE = Patience().away
 PARAMETERS = Parameters(3, 7, 10, 1000)
 DATA = plaintext(20_000)
 BLOCK = 334

@@ -19,6 +19,7 @@ from helper.events import (
     AnswerRuleMet,
     AssignReceived,
     BeginPlacing,
+    Command,
     Compare,
     Compared,
     Complete,
@@ -33,11 +34,15 @@ from helper.events import (
     PushedTo,
     PutReceived,
     RecordPublishing,
+    RecordResult,
     Refuse,
     Reply,
+    ResultRecorded,
+    Resumed,
     SealShares,
     SharesReady,
     StagingEnough,
+    Stopping,
     Store,
     Stored,
     StoreFailed,
@@ -83,23 +88,23 @@ class Playbook:
     def __init__(self, parameters: Parameters = PARAMETERS, limits: Limits = LIMITS) -> None:
         self.session = Session(parameters, limits)
         self.taken: set[tuple[State, State]] = set()
-        self._path = [State.OPEN]
 
     def on(self, event: object, *commands: object) -> None:
         """`event` happens, and exactly `commands` are what is to be done about it."""
-        before = self.session.state
-        said = [comparable(command) for command in self.session.handle(event)]
-        if self.session.state is not before:
-            self.taken.add((before, self.session.state))
+        said = [comparable(command) for command in self._tell(event)]
         assert said == list(commands)
 
     def given(self, *events: object) -> None:
         """`events` happened; what is done about them is another playbook's business."""
         for event in events:
-            before = self.session.state
-            self.session.handle(event)
-            if self.session.state is not before:
-                self.taken.add((before, self.session.state))
+            self._tell(event)
+
+    def _tell(self, event: object) -> list[Command]:
+        before = self.session.state
+        commands = self.session.handle(event)
+        if self.session.state is not before and not isinstance(event, Resumed):  # that is where a session begins
+            self.taken.add((before, self.session.state))
+        return commands
 
     def is_as(self, **values: object) -> None:
         """The session's attributes have these values."""
@@ -188,7 +193,7 @@ def to_publishing(p: Playbook) -> None:
 
 def to_finished(p: Playbook) -> None:
     to_publishing(p)
-    p.given(AnswerRuleMet())
+    p.given(AnswerRuleMet(), ResultRecorded())
     p.is_as(state=State.FINISHED)
 
 
@@ -207,7 +212,8 @@ def the_whole_way(p: Playbook) -> None:
     p.on(completed(100), SealShares(SI))
     p.on(SharesReady(), RecordPublishing())
     p.on(PublishRecorded(), PublishShares())
-    p.on(AnswerRuleMet(), result(4))
+    p.on(AnswerRuleMet(), RecordResult())
+    p.on(ResultRecorded(), result(4))
     p.is_as(state=State.FINISHED, received=100, durable=100, error=None)
 
 
@@ -223,7 +229,8 @@ def the_whole_way_without_a_storage_index_until_finish(p: Playbook) -> None:
     p.on(completed(100), SealShares(SI))
     p.on(SharesReady(), RecordPublishing())
     p.on(PublishRecorded(), PublishShares())
-    p.on(AnswerRuleMet(), result(4))
+    p.on(AnswerRuleMet(), RecordResult())
+    p.on(ResultRecorded(), result(4))
     p.is_as(state=State.FINISHED, received=100, durable=100, error=None, storage_index=SI)
 
 
@@ -551,7 +558,7 @@ def after_finish_staging_servers_change_nothing(p: Playbook) -> None:
     p.on(StagingEnough(False))
     p.is_as(storage_index_needed=False)
     p.on(Stored(100), acknowledged(1, 100), BeginPlacing(), Complete(100))
-    for event in (completed(100), SharesReady(), PublishRecorded(), AnswerRuleMet()):
+    for event in (completed(100), SharesReady(), PublishRecorded(), AnswerRuleMet(), ResultRecorded()):
         p.on(StagingEnough(True))
         p.on(StagingEnough(False))
         p.given(event)
@@ -634,7 +641,9 @@ def assign_while_publishing_tells_servers_nothing_new(p: Playbook) -> None:
     to_publishing(p)
     p.on(AssignReceived(1, SI), state_is(1, "publishing"))
     p.given(AnswerRuleMet())
-    p.on(AssignReceived(2, SI), state_is(2, "finished"))
+    p.on(AssignReceived(2, SI), state_is(2, "publishing"))
+    p.given(ResultRecorded())
+    p.on(AssignReceived(3, SI), state_is(3, "finished"))
 
 
 @playbook()
@@ -647,7 +656,8 @@ def assign_may_be_repeated(p: Playbook) -> None:
 
 
 def to_finished_from_here(p: Playbook, size: int) -> None:
-    p.given(finish(90, size), completed(size), SharesReady(), PublishRecorded(), AnswerRuleMet())
+    p.given(finish(90, size), completed(size), SharesReady(), PublishRecorded(), AnswerRuleMet(),
+            ResultRecorded())
     p.is_as(state=State.FINISHED)
 
 
@@ -814,7 +824,8 @@ def finish_may_be_repeated_while_it_is_under_way_and_all_are_answered(p: Playboo
     p.on(finish(6, 100))
     p.given(PublishRecorded())
     p.on(finish(7, 100))
-    p.on(AnswerRuleMet(), *(result(call) for call in range(2, 8)))
+    p.on(AnswerRuleMet(), RecordResult())
+    p.on(ResultRecorded(), *(result(call) for call in range(2, 8)))
     p.on(finish(8, 100), result(8))
     p.on(finish(9, 100), result(9))
 
@@ -828,7 +839,8 @@ def a_repeat_of_finish_must_ask_for_the_same(p: Playbook) -> None:
     p.on(finish(5, 100, hashes=(HASHES[0], b"x" * 32)), refused(5, "hash-mismatch", field="crypttext_root_hash"))
     p.given(completed(100), SharesReady(), PublishRecorded())
     p.on(finish(6, 100, OTHER_SI), refused(6, "storage-index-conflict"))
-    p.on(AnswerRuleMet(), result(50))
+    p.on(AnswerRuleMet(), RecordResult())
+    p.on(ResultRecorded(), result(50))
     p.on(finish(7, 100, hashes=(b"x" * 32, HASHES[1])), refused(7, "hash-mismatch", field="crypttext_hash"))
 
 
@@ -904,7 +916,8 @@ def abort_of_bytes_held_back_forgets_them(p: Playbook) -> None:
 def abort_while_publishing_is_refused(p: Playbook) -> None:
     to_publishing(p)
     p.on(AbortReceived(1), refused(1, "already-publishing", state="publishing"))
-    p.on(AnswerRuleMet(), result(50))
+    p.on(AnswerRuleMet(), RecordResult())
+    p.on(ResultRecorded(), result(50))
 
 
 @playbook()
@@ -974,7 +987,8 @@ def too_few_servers_while_publishing_make_finish_wait(p: Playbook) -> None:
     p.on(TooFewServers(4, 7), Reply(51, waiting))
     p.on(TooFewServers(4, 7))
     p.on(finish(52, 100))
-    p.on(AnswerRuleMet(), result(52))
+    p.on(AnswerRuleMet(), RecordResult())
+    p.on(ResultRecorded(), result(52))
 
 
 @playbook()
@@ -1019,7 +1033,8 @@ def an_upload_that_is_finishing_does_not_expire(p: Playbook) -> None:
     p.on(IdleFor(10_000, 10_000, 100))
     p.given(PublishRecorded())
     p.on(IdleFor(10_000, 10_000, 100))
-    p.on(AnswerRuleMet(), result(50))
+    p.on(AnswerRuleMet(), RecordResult())
+    p.on(ResultRecorded(), result(50))
     p.on(IdleFor(10_000, 10_000, 100))
 
 
@@ -1059,7 +1074,8 @@ def after_publication_began_faults_do_not_take_it_back(p: Playbook) -> None:
     to_publishing(p)
     p.on(StoreFailed("EIO"))
     p.on(Failed(errors.InternalError("KeyError")))
-    p.on(AnswerRuleMet(), result(50))
+    p.on(AnswerRuleMet(), RecordResult())
+    p.on(ResultRecorded(), result(50))
     p.on(StoreFailed("EIO"))
     p.on(Failed(errors.InternalError("KeyError")))
 
@@ -1067,9 +1083,371 @@ def after_publication_began_faults_do_not_take_it_back(p: Playbook) -> None:
 @playbook()
 def what_is_told_late_changes_nothing(p: Playbook) -> None:
     to_finished(p)
-    for event in (SharesReady(), PublishRecorded(), AnswerRuleMet(), completed(100), Stored(100), PushedTo(100)):
+    for event in (SharesReady(), PublishRecorded(), AnswerRuleMet(), ResultRecorded(), completed(100), Stored(100),
+                  PushedTo(100)):
         p.on(event)
     p.is_as(state=State.FINISHED)
+
+
+@playbook()
+def the_result_is_recorded_before_it_is_told(p: Playbook) -> None:
+    to_publishing(p)
+    p.on(AnswerRuleMet(), RecordResult())
+    p.is_as(state=State.PUBLISHING)
+    p.on(finish(51, 100))
+    p.on(AbortReceived(52), refused(52, "already-publishing", state="publishing"))
+    p.on(ResultRecorded(), result(50), result(51))
+
+
+@playbook()
+def too_few_servers_while_the_result_is_recorded_take_nothing_back(p: Playbook) -> None:
+    to_publishing(p)
+    p.given(AnswerRuleMet(), TooFewServers(4, 7))
+    p.on(finish(51, 100))
+    p.on(ResultRecorded(), result(51))
+
+
+# -- the helper starts again ------------------------------------------------------------------------------------
+
+BEFORE_PUBLISHING = (State.OPEN, State.COMPLETING, State.READY)
+DECIDED = finish(-1, 100)  # as recorded; nobody waits for an answer to it
+
+
+def resumed(state: State, durable: int, si: bytes | None = None, error: errors.StreamingError | None = None) -> Resumed:
+    """As recorded before publication was decided."""
+    return Resumed(state.value, durable, si, None, None, error, unplaced=True)
+
+
+def resumed_decided(state: State, durable: int = 100, error: errors.StreamingError | None = None, *,
+                    unplaced: bool = True) -> Resumed:
+    """As recorded since: of an upload of 100 bytes."""
+    return Resumed(state.value, durable, SI, DECIDED, UEB, error, unplaced)
+
+
+@playbook()
+def resumed_with_few_bytes_it_is_open_and_no_server_is_contacted(p: Playbook) -> None:
+    p.on(resumed(State.OPEN, 49))
+    p.is_as(state=State.OPEN, received=49, durable=49, credit=1000, storage_index_needed=True, error=None)
+    p.on(put(1, 50, 10), refused(1, "offset-gap", expected=49, came=50))
+    p.on(put(2, 49, 10), Store(DATA[49:59]))
+    p.on(Stored(59), needing(2, 59), BeginPlacing())
+
+
+@playbook()
+def resumed_with_more_bytes_servers_are_contacted_at_once_and_once(p: Playbook) -> None:
+    p.on(resumed(State.OPEN, 50), BeginPlacing())
+    p.on(put(1, 50, 50), Store(DATA[50:100]))
+    p.on(Stored(100), needing(1, 100))
+
+
+@playbook()
+def resumed_with_a_storage_index_servers_are_told_it_before_they_are_contacted(p: Playbook) -> None:
+    p.on(resumed(State.OPEN, 50, SI), UseStorageIndex(SI), BeginPlacing())
+    p.is_as(storage_index_needed=False)
+    p.on(AssignReceived(1, SI), state_is(1, "open"))
+    p.on(AssignReceived(2, OTHER_SI), refused(2, "storage-index-conflict"))
+    p.on(finish(3, 50, OTHER_SI), refused(3, "literal-size", limit=55, came=50))
+    p.on(put(4, 50, 50), Store(DATA[50:100]))
+    p.on(Stored(100), acknowledged(4, 100))
+    p.on(finish(5, 100, OTHER_SI), refused(5, "storage-index-conflict"))
+
+
+@playbook()
+def resumed_with_a_storage_index_and_few_bytes(p: Playbook) -> None:
+    p.on(resumed(State.OPEN, 0, SI), UseStorageIndex(SI))
+    p.on(put(1, 0, 50), Store(DATA[:50]))
+    p.on(Stored(50), acknowledged(1, 50), BeginPlacing())
+
+
+@playbook()
+def an_early_storage_index_outlives_a_refused_finish_after_a_restart(p: Playbook) -> None:
+    p.given(resumed(State.OPEN, 100, SI), finish(1, 100, hashes=(b"x" * 32, HASHES[1])), completed(100))
+    p.is_as(state=State.OPEN, storage_index=SI, assigned_index=SI)
+
+
+@playbook()
+def what_is_resumed_is_compared_with_what_is_sent_again(p: Playbook) -> None:
+    p.given(resumed(State.OPEN, 100))
+    p.on(PutReceived(1, 90, bytes(20)), Compare(1, 90, bytes(10)))
+    p.on(Compared(1, same=False), refused(1, "conflicting-data", offset=90, length=20))
+    p.on(put(2, 90, 20), Compare(2, 90, DATA[90:100]))
+    p.on(Compared(2, same=True), Store(DATA[100:110]))
+    p.on(Stored(110), needing(2, 110))
+
+
+@playbook()
+def the_lag_counts_from_what_was_resumed(p: Playbook) -> None:
+    p.given(resumed(State.OPEN, 300, SI))
+    p.on(put(1, 300, 10))
+    p.is_as(paused=True)
+    p.on(PushedTo(99))
+    p.on(PushedTo(100), Store(DATA[300:310]))
+
+
+@playbook()
+def resumed_as_completing_it_is_open_again(p: Playbook) -> None:
+    p.on(resumed(State.COMPLETING, 100), BeginPlacing())
+    p.is_as(state=State.OPEN, finish=None, storage_index=None)
+    p.on(put(1, 100, 10), Store(DATA[100:110]))
+    p.on(Stored(110), needing(1, 110))
+    p.on(finish(2, 110), Complete(110))
+    p.on(completed(110), SealShares(SI))
+
+
+@playbook()
+def resumed_as_ready_it_is_open_again_and_may_be_finished_as_before(p: Playbook) -> None:
+    p.on(resumed(State.READY, 100), BeginPlacing())
+    p.is_as(state=State.OPEN)
+    p.on(finish(2, 100), Complete(100))
+    p.on(completed(100), SealShares(SI))
+    p.on(SharesReady(), RecordPublishing())
+    p.on(PublishRecorded(), PublishShares())
+    p.on(AnswerRuleMet(), RecordResult())
+    p.on(ResultRecorded(), result(2))
+
+
+@playbook()
+def resumed_as_open_it_may_be_aborted_and_servers_are_waited_for(p: Playbook) -> None:
+    p.given(resumed(State.OPEN, 100, SI))
+    p.on(AbortReceived(1), *END)
+    p.on(AbortReceived(2))
+    p.on(Abandoned(), state_is(1, "aborted"), state_is(2, "aborted"))
+
+
+@playbook()
+def resumed_as_open_it_expires(p: Playbook) -> None:
+    p.given(resumed(State.OPEN, 10))
+    p.on(IdleFor(9999, 10_000, 100))
+    p.on(IdleFor(10_000, 10_000, 100), *END)
+
+
+@playbook()
+def resumed_as_publishing_it_is_published_though_nobody_asks(p: Playbook) -> None:
+    p.on(resumed_decided(State.PUBLISHING), UseStorageIndex(SI), BeginPlacing(), Complete(100))
+    p.is_as(state=State.PUBLISHING, received=100, durable=100, storage_index=SI, error=None)
+    p.on(completed(100), SealShares(SI), PublishShares())
+    p.on(completed(100))  # it is told whenever there are more blocks
+    p.on(SharesReady())
+    p.on(AnswerRuleMet(), RecordResult())
+    p.on(ResultRecorded())
+    p.on(finish(1, 100), result(1))
+
+
+@playbook()
+def resumed_as_publishing_every_finish_waits_for_the_result(p: Playbook) -> None:
+    p.given(resumed_decided(State.PUBLISHING))
+    p.on(finish(1, 100))
+    p.given(completed(100))
+    p.on(finish(2, 100))
+    p.on(finish(3, 101), refused(3, "size-mismatch", expected=100, came=101))
+    p.on(finish(4, 100, OTHER_SI), refused(4, "storage-index-conflict"))
+    p.on(finish(5, 100, hashes=(HASHES[0], b"x" * 32)), refused(5, "hash-mismatch", field="crypttext_root_hash"))
+    p.given(AnswerRuleMet())
+    p.on(ResultRecorded(), result(1), result(2))
+
+
+@playbook()
+def resumed_as_publishing_other_calls_are_answered_as_before(p: Playbook) -> None:
+    p.given(resumed_decided(State.PUBLISHING))
+    p.on(AbortReceived(1), refused(1, "already-publishing", state="publishing"))
+    p.on(AssignReceived(2, SI), state_is(2, "publishing"))
+    p.on(AssignReceived(3, OTHER_SI), refused(3, "storage-index-conflict"))
+    p.on(put(4, 100, 1), refused(4, "already-finishing", state="publishing"))
+    p.on(put(5, 90, 10), Compare(5, 90, DATA[90:100]))
+    p.on(Compared(5, same=True), acknowledged(5, 100))
+    p.on(IdleFor(10**9, 10_000, 100))
+    p.on(StoreFailed("EIO"))
+    p.on(Failed(errors.InternalError("KeyError")))
+    p.on(finish(6, 100))
+    p.on(TooFewServers(4, 7), Reply(6, {"code": "waiting", "state": "publishing", "have": 4, "need": 7}))
+
+
+@playbook()
+def resumed_as_publishing_with_another_ueb_nothing_is_published(p: Playbook) -> None:
+    p.given(resumed_decided(State.PUBLISHING), finish(1, 100), finish(2, 100))
+    differs = {"kind": "spool-differs"}
+    p.on(attrs.evolve(completed(100), ueb=b"another"),
+         refused(1, "internal-error", **differs), refused(2, "internal-error", **differs))
+    p.is_as(state=State.PUBLISHING, ueb=UEB)
+    p.on(completed(100))
+    p.on(finish(3, 100), refused(3, "internal-error", **differs))
+    p.on(put(4, 0, 10), refused(4, "internal-error", **differs))
+    p.on(AbortReceived(5), refused(5, "already-publishing", state="publishing"))
+
+
+@playbook()
+def resumed_as_finished_the_last_shares_are_placed_and_the_result_is_there(p: Playbook) -> None:
+    p.on(resumed_decided(State.FINISHED), UseStorageIndex(SI), BeginPlacing(), Complete(100))
+    p.on(finish(1, 100), result(1))
+    p.on(completed(100), SealShares(SI), PublishShares())
+    p.on(SharesReady())
+    p.on(AnswerRuleMet())
+    p.on(finish(2, 100), result(2))
+
+
+@playbook()
+def resumed_as_finished_with_another_ueb_the_result_stays(p: Playbook) -> None:
+    p.given(resumed_decided(State.FINISHED))
+    p.on(attrs.evolve(completed(100), ueb=b"another"))
+    p.on(completed(100))
+    p.on(finish(1, 100), result(1))
+    p.is_as(state=State.FINISHED, error=None)
+
+
+@playbook()
+def resumed_as_finished_without_ciphertext_only_the_result_is_there(p: Playbook) -> None:
+    p.on(resumed_decided(State.FINISHED, 0, unplaced=False))
+    p.is_as(state=State.FINISHED, received=100, durable=100, storage_index=SI)
+    p.on(finish(1, 100), result(1))
+    p.on(finish(2, 99), refused(2, "size-mismatch", expected=100, came=99))
+    p.on(AssignReceived(3, SI), state_is(3, "finished"))
+    p.on(put(4, 0, 10), refused(4, "already-finishing", state="finished"))
+    p.on(AbortReceived(5), refused(5, "already-publishing", state="finished"))
+
+
+@playbook()
+def a_result_outlives_a_spool_that_was_damaged(p: Playbook) -> None:
+    p.on(resumed_decided(State.FINISHED, 0, errors.SpoolFailed("damaged"), unplaced=False))
+    p.on(finish(1, 100), result(1))
+    p.is_as(error=None)
+
+
+def test_uploads_that_have_ended_stay_so_after_a_restart() -> None:
+    for state, error in ((State.ABORTED, errors.Aborted()), (State.EXPIRED, errors.Expired(10_000)),
+                         (State.FAILED, errors.TooFewServers(4, 7))):
+        p = Playbook()
+        p.on(Resumed(state.value, 0, SI, None, None, error, unplaced=False))
+        refuses_everything_but_abort(p, state, error)
+
+
+def test_an_upload_that_cannot_be_resumed_has_failed() -> None:
+    for state in BEFORE_PUBLISHING:
+        p = Playbook()
+        p.on(resumed(state, 0, SI, errors.SpoolFailed("damaged")))
+        refuses_everything_but_abort(p, State.FAILED, errors.SpoolFailed("damaged"))
+
+
+def refuses_everything_but_abort(p: Playbook, state: State, error: errors.StreamingError) -> None:
+    p.is_as(state=state)
+    p.on(put(1, 0, 10), Refused(1, error.code, error.fields()))
+    p.on(AssignReceived(2, SI), Refused(2, error.code, error.fields()))
+    p.on(finish(3, 100), Refused(3, error.code, error.fields()))
+    p.on(AbortReceived(4), state_is(4, state.value))
+    for event in (IdleFor(10**9, 10_000, 100), StoreFailed("EIO"), TooFewServers(4, 7)):
+        p.on(event)
+    p.is_as(state=state, storage_index_needed=False)
+
+
+@playbook()
+def publishing_that_cannot_be_resumed_is_still_publishing(p: Playbook) -> None:
+    """Some shares may have been closed before: nobody may be told that the upload is gone."""
+    p.on(resumed_decided(State.PUBLISHING, 0, errors.SpoolFailed("damaged"), unplaced=False))
+    p.is_as(state=State.PUBLISHING)
+    for call, event in ((1, put(1, 0, 10)), (2, AssignReceived(2, SI)), (3, finish(3, 100))):
+        p.on(event, refused(call, "spool-failed", reason="damaged"))
+    p.on(AbortReceived(4), refused(4, "already-publishing", state="publishing"))
+    p.on(IdleFor(10**9, 10_000, 100))
+
+
+@playbook()
+def stopping_after_a_restart_refuses_what_waits(p: Playbook) -> None:
+    p.given(resumed_decided(State.PUBLISHING), finish(1, 100), put(2, 0, 10))
+    stopped(p, 2, 1)
+
+
+# -- the helper stops -----------------------------------------------------------------------------------------
+
+
+def stopped(p: Playbook, *unanswered: int) -> None:
+    """The helper stops: what is unanswered is refused, as is every later call; nothing else is done any more."""
+    state = p.session.state
+    p.on(Stopping(), *(refused(call, "helper-stopping") for call in unanswered))
+    for event in (Stored(2000), Compared(3, same=True), PushedTo(100), StagingEnough(False), completed(100),
+                  SharesReady(), PublishRecorded(), AnswerRuleMet(), ResultRecorded(), TooFewServers(4, 7),
+                  TooFewShares(2, 3), Abandoned(), IdleFor(10**9, 10_000, 100), StoreFailed("EIO"),
+                  Failed(errors.InternalError("KeyError"))):
+        p.on(event)
+    p.on(put(90, 0, 10), refused(90, "helper-stopping"))
+    p.on(AssignReceived(91, SI), refused(91, "helper-stopping"))
+    p.on(finish(92, 100), refused(92, "helper-stopping"))
+    p.on(AbortReceived(93), refused(93, "helper-stopping"))
+    p.is_as(state=state)
+
+
+@playbook()
+def stopping_while_open_refuses_what_is_not_durable_and_ends_nothing(p: Playbook) -> None:
+    p.durable(250)
+    p.given(AssignReceived(1, SI), put(2, 250, 10), put(3, 10, 10))
+    p.is_as(paused=True)
+    stopped(p, 2, 3)
+
+
+@playbook()
+def stopping_before_any_call(p: Playbook) -> None:
+    stopped(p)
+
+
+@playbook()
+def stopping_while_finish_waits_for_bytes(p: Playbook) -> None:
+    p.given(put(1, 0, 100), finish(2, 100), finish(3, 100))
+    stopped(p, 1, 2, 3)
+
+
+@playbook()
+def stopping_while_hashes_are_compared(p: Playbook) -> None:
+    to_completing(p)
+    stopped(p, 50)
+
+
+@playbook()
+def stopping_while_shares_are_completed(p: Playbook) -> None:
+    to_sealing(p)
+    stopped(p, 50)
+
+
+@playbook()
+def stopping_when_ready(p: Playbook) -> None:
+    """The decision may be on its way to the disk: then the next run publishes."""
+    to_ready(p)
+    stopped(p, 50)
+
+
+@playbook()
+def stopping_while_publishing(p: Playbook) -> None:
+    to_publishing(p)
+    stopped(p, 50)
+
+
+@playbook()
+def stopping_while_the_result_is_recorded(p: Playbook) -> None:
+    to_publishing(p)
+    p.given(AnswerRuleMet())
+    stopped(p, 50)
+
+
+@playbook()
+def stopping_when_finished(p: Playbook) -> None:
+    to_finished(p)
+    stopped(p)
+
+
+@playbook()
+def stopping_while_servers_let_go_of_an_aborted_upload(p: Playbook) -> None:
+    p.given(AbortReceived(1), AbortReceived(2))
+    stopped(p, 1, 2)
+    p.is_as(state=State.ABORTED)
+
+
+@playbook()
+def stopping_when_failed(p: Playbook) -> None:
+    p.given(Failed(errors.InternalError("KeyError")), Abandoned())
+    stopped(p)
+
+
+@playbook()
+def stopping_when_expired(p: Playbook) -> None:
+    p.given(IdleFor(100, 10_000, 100))
+    stopped(p)
 
 
 # -- all of them ----------------------------------------------------------------------------------------------

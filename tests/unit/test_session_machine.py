@@ -1,7 +1,8 @@
 """helper/session.py under any order of events, against a model of what a client may rely on.
 
 The machine is client and driver at once: it makes calls, right and wrong, and does (or delays) what it is
-commanded. At the end everything outstanding is done, and every call must have been answered exactly once.
+commanded. At the end everything outstanding is done, and every call must have been answered exactly once. The
+helper may stop or be killed at any time, and starts again with what was recorded and what is durable.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+import attrs
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -43,7 +45,16 @@ class SessionMachine(RuleBasedStateMachine):
         self.told: bytes | None = None  # the storage index that servers may know
         self.told_early: bytes | None = None
         self.assigned: bytes | None = None
-        self.sealing = self.recording = self.publishing = self.abandoning = self.dropped = False
+        self.record = State.OPEN
+        self.decided: tuple[events.FinishReceived, bytes] | None = None  # finish and UEB, once they are recorded
+        self.unplaced = True
+        self.dropped = False
+        self.nothing_under_way()
+
+    def nothing_under_way(self) -> None:
+        self.compares.clear()
+        self.completes.clear()
+        self.sealing = self.recording = self.publishing = self.recording_result = self.abandoning = False
 
     @initialize(size=st.none() | st.integers(56, 800), segment=st.sampled_from([16, 90, 200]), enough=st.booleans())
     def begin(self, size: int | None, segment: int, enough: bool) -> None:
@@ -101,7 +112,10 @@ class SessionMachine(RuleBasedStateMachine):
             case events.RecordPublishing():
                 self.recording = True
             case events.PublishShares():
+                assert self.decided is not None
                 self.publishing = True
+            case events.RecordResult():
+                self.recording_result = True
             case events.AbandonShares():
                 assert not self.publishing
                 self.abandoning = True
@@ -235,14 +249,27 @@ class SessionMachine(RuleBasedStateMachine):
     @rule()
     def the_decision_is_recorded(self) -> None:
         self.recording = False
+        self.record_decision()
         self.tell(events.PublishRecorded())
+
+    def record_decision(self) -> None:
+        assert self.session.finish is not None
+        assert self.session.ueb is not None
+        self.decided = self.session.finish, self.session.ueb
+        self.record = State.PUBLISHING
 
     @precondition(lambda self: self.publishing)
     @rule()
     def enough_shares_close(self) -> None:
         self.publishing = False
         self.tell(events.AnswerRuleMet())
-        self.publishing = False
+
+    @precondition(lambda self: self.recording_result)
+    @rule()
+    def the_result_is_recorded(self) -> None:
+        self.recording_result = False
+        self.record = State.FINISHED
+        self.tell(events.ResultRecorded())
 
     @precondition(lambda self: self.abandoning)
     @rule()
@@ -281,6 +308,55 @@ class SessionMachine(RuleBasedStateMachine):
         while self.compares:
             self.bytes_are_compared()
 
+    # -- restarts of the helper ---------------------------------------------------------------------------------
+
+    @rule(mind=st.integers(0, 9), part=st.floats(0, 1), landed=st.booleans(), unplaced=st.booleans())
+    def the_helper_stops_and_starts_again(self, mind: int, part: float, landed: bool, unplaced: bool) -> None:
+        """Or is killed. What is on its way to the disk then has `landed` there, or has not; so has a part of the
+        bytes that nobody was told about."""
+        if mind > 2:
+            return
+        if mind == 0:
+            self.stop()
+        self.waiting.clear()  # with the connections
+        if landed and self.recording:
+            self.record_decision()
+        if landed and self.recording_result:
+            self.record = State.FINISHED
+        before, state = self.session, self.session.state if self.session.state in ENDED else self.record
+        assert state not in ENDED or self.dropped
+        durable = before.durable + int(part * (len(self.handed) - before.durable))
+        self.unplaced = state is not State.FINISHED or unplaced
+        if state in ENDED or not self.unplaced:
+            durable = 0
+        if self.decided is None:
+            del self.handed[durable:]
+            self.told = self.assigned  # stock servers have dropped their shares; staging servers never knew it
+            self.durable = durable
+        finish, ueb = self.decided or (None, None)
+        if finish is not None:
+            finish = attrs.evolve(finish, call=-1)
+        self.nothing_under_way()
+        self.placing, self.told_early = False, None
+        self.session = Session(before.parameters, LIMITS)
+        self.tell(events.Resumed(
+            state.value, durable, self.assigned if finish is None else finish.storage_index, finish, ueb,
+            before.error if state in ENDED else None, self.unplaced and state not in ENDED))
+        assert self.session.state is (State.OPEN if self.decided is None and state not in ENDED else state)
+        self.tell(events.StagingEnough(self.enough))
+
+    def stop(self) -> None:
+        state = self.session.state
+        self.tell(events.Stopping())
+        assert not self.waiting  # each is told to come again
+        for event in (events.Stored(len(self.handed)), events.StoreFailed("EIO"), events.TooFewServers(1, 2),
+                      events.IdleFor(500, 400, 40), events.Failed(errors.InternalError("KeyError"))):
+            assert not self.session.handle(event)
+        self.finish_as_it_should_be()
+        self.call(events.AbortReceived)
+        assert not self.waiting
+        assert self.session.state is state
+
     # -- what always holds --------------------------------------------------------------------------------------
 
     @invariant()
@@ -301,7 +377,7 @@ class SessionMachine(RuleBasedStateMachine):
             assert s.storage_index is not None or self.enough
             assert len(self.handed) - s.pushed > max(LIMITS.pushing_lag, 2 * s.parameters.full_segment_size)
         # Placing waits for nothing but bytes.
-        assert self.placing or s.durable < LIMITS.contact_after or s.state in ENDED
+        assert self.placing or s.durable < LIMITS.contact_after or s.state in ENDED or not self.unplaced
         self.durable = s.durable
 
     def teardown(self) -> None:
@@ -312,7 +388,9 @@ class SessionMachine(RuleBasedStateMachine):
             self.the_disk_and_servers_keep_up()
             for pending, happen in (("completes", self.the_last_segment_is_hashed), ("sealing", self.shares_are_ready),
                                     ("recording", self.the_decision_is_recorded),
-                                    ("publishing", self.enough_shares_close), ("abandoning", self.shares_are_let_go)):
+                                    ("publishing", self.enough_shares_close),
+                                    ("recording_result", self.the_result_is_recorded),
+                                    ("abandoning", self.shares_are_let_go)):
                 while getattr(self, pending):
                     happen()
         if self.session.state is State.OPEN:
