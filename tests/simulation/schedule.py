@@ -72,10 +72,10 @@ class Schedule:
     faults: tuple[Planned, ...]
 
     def __str__(self) -> str:
-        lines = [
-            f"seed {self.seed}: {self.stock_servers} stock and {self.staging_servers} staging servers, credit "
-            + f"{self.credit}, pushing lag {self.pushing_lag}, contact after {self.contact_after}, quota "
-            + f"{self.spool_quota}; seconds: network {self.network}, servers {self.server}, threads {self.thread}"]
+        lines = [f"seed {self.seed}: {self.stock_servers} stock and {self.staging_servers} staging servers",
+                 f"  credit {self.credit}, pushing lag {self.pushing_lag}, contact after {self.contact_after}",
+                 f"  quota of the spool {self.spool_quota}",
+                 f"  seconds: network {self.network}, servers {self.server}, threads {self.thread}"]
         for number, p in enumerate(self.programs):
             lines.append(f"  client {number} begins at {p.begins:.3f} s: {p.file.parameters}, {len(p.file.data)} bytes "
                          f"in {len(p.writes)} pieces, then {p.ending}; reveal {p.reveal.value}")
@@ -107,7 +107,8 @@ def schedule(seed: int) -> Schedule:
     faults = sorted((_planned(choose, kinds) for _ in range(choose.randint(3, 9))), key=lambda planned: planned.step)
     return Schedule(
         seed, credit=choose.choice([64, 200, 400, 1000]), pushing_lag=choose.choice([64, 300, 4096]),
-        contact_after=choose.choice([1, 100, 600]), spool_quota=choose.choice([1500, 10_000, 10_000, 10_000]), stock_servers=servers - staging, staging_servers=staging,
+        contact_after=choose.choice([1, 100, 600]), spool_quota=choose.choice([1500, 10_000, 10_000, 10_000]),
+        stock_servers=servers - staging, staging_servers=staging,
         network=choose.choice([0.001, 0.01, 0.1]), server=choose.choice([0.001, 0.01, 0.1]),
         thread=choose.choice([0.001, 0.001, 0.02]), programs=programs, faults=tuple(faults))
 

@@ -355,6 +355,8 @@ class SimulatedWorld:
         self.disk.takes = lambda size: size
         if self.running:
             self.ledger_file.fails = ""
+            if any(upload.session.error and not upload.over for upload in self.uploads._by_name.values()):
+                self.kill(away=1.0)  # its disk has failed, and it waits for an operator
         for upload_id in list(self._strangers):
             self._end_stranger(upload_id)
         for client in self.clients:
@@ -400,6 +402,6 @@ class SimulatedWorld:
 
 def _settings(schedule: Schedule) -> Settings:
     return Settings(credit=schedule.credit, pushing_lag=schedule.pushing_lag, contact_after=schedule.contact_after,
-                    largest_message=200, first_bound=512, idle_expiry=7 * 86400, empty_expiry=4 * 3600,
+                    largest_message=200, first_bound=512, idle_expiry=7 * 86400, empty_expiry=86400,
                     sweep_interval=3600, result_retention=30 * 86400, server_wait=SMALL.server_wait,
                     spool_quota=schedule.spool_quota, free_disk=0)
