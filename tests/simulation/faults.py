@@ -138,8 +138,7 @@ def _lie(world: SimulatedWorld, planned: Planned) -> None:
 
 def _disk_fails(call: str, number: int) -> Inject:
     def inject(world: SimulatedWorld, planned: Planned) -> None:
-        world.disk.failures.setdefault(call, []).append(number)
-        world.when_used_up(call, planned)
+        world.disk_fails(call, number, planned)
 
     return inject
 
@@ -203,7 +202,10 @@ def _set_clock(sign: int) -> Inject:
 
 def _set_client_clock(sign: int) -> Inject:
     def inject(world: SimulatedWorld, planned: Planned) -> None:
-        world.clients[planned.target % len(world.clients)].process.set_forward(sign * _jump(planned))
+        process = world.clients[planned.target % len(world.clients)].process
+        if process.ahead + sign * _jump(planned) < -_JUMP:
+            return  # it waits so long, as Twisted does, that its upload would expire
+        process.set_forward(sign * _jump(planned))
         world.fired(planned)
 
     return inject

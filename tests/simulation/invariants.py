@@ -105,7 +105,7 @@ def may_fail(world: SimulatedWorld, client: Client, code: str) -> bool:
 
 def check_decisions(world: SimulatedWorld) -> None:
     """A share that is published was decided upon, and that is recorded."""
-    if not world.running:
+    if not world.running or world.uploads._stopping:
         return
     for storage_index in {si for server in world.servers for si, _shnum in server.published}:
         states = world.ledger_file.state_of(storage_index)
@@ -113,6 +113,12 @@ def check_decisions(world: SimulatedWorld) -> None:
 
 
 # -- when something happens -------------------------------------------------------------------------------------
+
+
+def check_sent(_world: SimulatedWorld, client: Client, offset: int, data: bytes) -> None:
+    """However often bytes are sent, they are the same: nothing else was ever encrypted at that place."""
+    require(client.ciphertext[offset:offset + len(data)] == data,
+            f"client {client.number} sends two ciphertexts at offset {offset}")
 
 
 def check_acknowledged(world: SimulatedWorld, client: Client, offset: int, data: bytes, durable: int | bytes) -> None:

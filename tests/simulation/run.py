@@ -13,7 +13,7 @@ from simulation.entropy import entropy_from
 from simulation.faults import FaultKind
 from simulation.invariants import Violation
 from simulation.schedule import Schedule
-from simulation.simulated_world import SimulatedWorld
+from simulation.simulated_world import NO_BUGS, Seams, SimulatedWorld
 
 #: A schedule counts if it had so many steps, and so many faults struck.
 STEPS_MIN = 60
@@ -43,9 +43,9 @@ class Report:
                       self.faults + other.faults, self.transitions + other.transitions, self.endings + other.endings)
 
 
-def run(schedule: Schedule, watch: Callable[[str], None] = lambda _line: None) -> Report:
+def run(schedule: Schedule, watch: Callable[[str], None] = lambda _line: None, seams: Seams = NO_BUGS) -> Report:
     """Run one schedule to its end. Raises Violation."""
-    with entropy_from(random.Random(f"entropy {schedule.seed}")), SimulatedWorld(schedule, watch) as world:
+    with entropy_from(random.Random(f"entropy {schedule.seed}")), SimulatedWorld(schedule, watch, seams) as world:
         try:
             _run(world)
         except Violation as e:

@@ -29,9 +29,11 @@ class Unsteady(FakeServer):
         return super().request(operation, connection, perform, refused)
 
     def plan_next(self, fault: Fault) -> None:
-        """What happens to the next request, whatever it is."""
+        """What happens to the next request of each kind. No abort is refused: a server that could not abort would
+        keep the place for half an hour, and these have no such timer."""
         for operation in OPERATIONS:
-            self.plan(operation, self._counts[operation] + 1, fault)
+            if operation != "abort" or fault is not Fault.REFUSE:
+                self.plan(operation, self.requests(operation) + 1, fault)
         self.seals = False
 
     def plan_none(self) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
+import attrs
 from forgetful_disk import ForgetfulDisk, PowerFailed
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
@@ -61,10 +62,22 @@ class SimulatedLedgerFile(LedgerFile):
             "SELECT state FROM uploads WHERE storage_index = ?", (storage_index,)).fetchall()]
 
 
+@attrs.frozen
+class Seams:
+    """What a deliberate bug can be put in at: `system` stands between the spool and its disk."""
+
+    system: Callable[[ForgetfulDisk], Any] = lambda disk: disk
+    ledger_file: type[SimulatedLedgerFile] = SimulatedLedgerFile
+
+
+NO_BUGS = Seams()
+
+
 class SimulatedWorld:
     """A schedule's world; use it as a context manager. `step` moves it; see run.py."""
 
-    def __init__(self, schedule: Schedule, watch: Callable[[str], None] = lambda _line: None) -> None:
+    def __init__(self, schedule: Schedule, watch: Callable[[str], None] = lambda _line: None,
+                 seams: Seams = NO_BUGS) -> None:
         self.schedule = schedule
         self.choose = random.Random(f"run {schedule.seed}")
         self.settings: Settings = _settings(schedule)
@@ -83,8 +96,9 @@ class SimulatedWorld:
         self.thread_delay = 0.0
         self.published = 0  # shares, when it was looked last
         self._watch = watch
+        self._seams = seams
         self._planned = list(schedule.faults)
-        self._armed_failures: list[tuple[str, int, Planned]] = []
+        self._failures_to_come: dict[str, list[Planned]] = {}
         self._in_call: tuple[Planned, bool, float] | None = None
         self._links: list[FaultyLink] = []
         self._waiting_for_helper: list[Deferred[None]] = []
@@ -92,6 +106,7 @@ class SimulatedWorld:
         self._ahead = 0.0  # of the helper's clock
         self.process = SettableClock(self.clock)
         self.failures: list[LogEvent] = []
+        self._violations: list[invariants.Violation] = []  # seen where an error would be taken for one of a callback
 
     @property
     def servers(self) -> list[Unsteady]:
@@ -102,6 +117,7 @@ class SimulatedWorld:
         self.directory = Path(tempfile.mkdtemp(prefix="tahoe-stream-simulation", dir=_QUICK_DISK))
         (self.directory / "spool").mkdir()
         self.disk = ForgetfulDisk(self.directory / "spool", self.choose)
+        self.disk.on_failure = self._disk_failed
         for client in self.clients:
             client.start()
         self.start()
@@ -138,8 +154,9 @@ class SimulatedWorld:
         while self._planned and self._planned[0].step <= self.steps:
             planned = self._planned.pop(0)
             INJECT[planned.kind](self, planned)
-        self._look_for_used_up()
         invariants.check_step(self)
+        if self._violations:
+            raise self._violations[0]
         return True
 
     @property
@@ -167,8 +184,8 @@ class SimulatedWorld:
             return
         self.process = SettableClock(self.clock, self._ahead)
         in_thread = partial(self._in_thread, self.process)
-        self.spool = Spool(self.directory / "spool", in_thread, self.disk)
-        self.ledger_file = SimulatedLedgerFile(self.directory / LEDGER_NAME)
+        self.spool = Spool(self.directory / "spool", in_thread, self._seams.system(self.disk))
+        self.ledger_file = self._seams.ledger_file(self.directory / LEDGER_NAME)
         self.ledger = Ledger(self.ledger_file, in_thread)
         try:
             self.spool.start()
@@ -290,17 +307,13 @@ class SimulatedWorld:
 
         self.ledger_file.failed = failed
 
-    def when_used_up(self, call: str, planned: Planned) -> None:
-        """A failure was planned for a system call; it counts when it has happened."""
-        self._armed_failures.append((call, len(self.disk.failures[call]), planned))
+    def disk_fails(self, call: str, number: int, planned: Planned) -> None:
+        """The next such call fails."""
+        self.disk.failures.setdefault(call, []).append(number)
+        self._failures_to_come.setdefault(call, []).append(planned)
 
-    def _look_for_used_up(self) -> None:
-        for armed in list(self._armed_failures):
-            call, length, planned = armed
-            if len(self.disk.failures.get(call, [])) < length:
-                self._armed_failures.remove(armed)
-                self._armed_failures = [(c, n - 1 if c == call else n, p) for c, n, p in self._armed_failures]
-                self.fired(planned)
+    def _disk_failed(self, call: str) -> None:
+        self.fired(self._failures_to_come[call].pop(0))
 
     def give_up_connection(self, server: Unsteady, seconds: float) -> None:
         """A server that hangs is noticed after a while."""
@@ -348,7 +361,7 @@ class SimulatedWorld:
         """Faults stop, and whatever they have left is repaired."""
         self.note("faults stop")
         self._planned.clear()
-        self._armed_failures.clear()
+        self._failures_to_come.clear()
         self._in_call, self.thread_delay = None, 0.0
         self.disk.failures.clear()
         self.disk.room = None
@@ -375,7 +388,8 @@ class SimulatedWorld:
 
     def link_for(self, client: Client, delay: Callable[[], float],
                  on_answer: Callable[[str, tuple[Any, ...], Any], None]) -> FaultyLink:
-        link = FaultyLink(self.clock, self.edge, self.settings.largest_message, self.choose, delay, on_answer)
+        link = FaultyLink(self.clock, self.edge, self.settings.largest_message, self.choose, delay, on_answer,
+                          partial(self.sent, client))
         self._links = [*(old for old in self._links if not old._cut), link]
         self.note(f"client {client.number} connects")
         return link
@@ -389,12 +403,22 @@ class SimulatedWorld:
 
     def acknowledged(self, client: Client, offset: int, data: bytes, durable: int | bytes) -> None:
         """The helper has answered a put_ciphertext."""
-        invariants.check_acknowledged(self, client, offset, data, durable)
+        self._note_violation(invariants.check_acknowledged, client, offset, data, durable)
 
     def cap_given(self, client: Client) -> None:
         """A client has got its cap."""
         self.note(f"client {client.number} has its cap")
-        invariants.check_cap(self, client)
+        self._note_violation(invariants.check_cap, client)
+
+    def sent(self, client: Client, offset: int, data: bytes) -> None:
+        """A client has sent ciphertext."""
+        self._note_violation(invariants.check_sent, client, offset, data)
+
+    def _note_violation(self, check: Callable[..., None], *arguments: Any) -> None:
+        try:
+            check(self, *arguments)
+        except invariants.Violation as e:
+            self._violations.append(e)
 
     def spool_files(self) -> list[str]:
         return sorted(name for name in os.listdir(self.directory / "spool") if name != "lock")
@@ -402,6 +426,6 @@ class SimulatedWorld:
 
 def _settings(schedule: Schedule) -> Settings:
     return Settings(credit=schedule.credit, pushing_lag=schedule.pushing_lag, contact_after=schedule.contact_after,
-                    largest_message=200, first_bound=512, idle_expiry=7 * 86400, empty_expiry=86400,
+                    largest_message=200, first_bound=512, idle_expiry=7 * 86400, empty_expiry=6 * 86400,
                     sweep_interval=3600, result_retention=30 * 86400, server_wait=SMALL.server_wait,
                     spool_quota=schedule.spool_quota, free_disk=0)
