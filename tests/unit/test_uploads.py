@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
 import pytest
 from fakes import FakeServer, FakeStagingServer, Fault
+from twisted.internet.defer import Deferred
 from world import KEY, SI, SMALL, WireLink, World, begin, expected, outcome, plaintext
 
 from client_shim.cipher import Encryptor
@@ -16,8 +18,10 @@ from client_shim.helper_edge import HelperAnswer
 from helper import errors, events
 from helper.ciphertext import CiphertextHasher
 from helper.interfaces import SEEDS_MAX
+from helper.ledger import Change
 from helper.parameters import Parameters
 from helper.settings import Settings
+from helper.upload_records import PUT_UPLOAD, UploadRecord, record_of
 from helper.uploads import REMEMBERED_MAX, hashed_name
 
 PARAMETERS = Parameters(3, 7, 10, 1000)
@@ -750,6 +754,77 @@ def test_an_abort_that_waits_for_servers_when_the_helper_stops_is_refused_and_st
     world.stop()
     world.start()
     assert Caller(world)("abort").fields == {"state": b"aborted"}
+
+
+# -- the ledger fails ---------------------------------------------------------------------------------------
+
+
+def broken_from(world: World, first: Callable[[UploadRecord], bool]) -> None:
+    """Start the helper again with a ledger whose disk fails from the first record on that is as `first` says."""
+    broken = False
+
+    def apply(file_apply: Callable[[list[Change]], None], changes: list[Change]) -> None:
+        nonlocal broken
+        broken |= any(first(record_of(row)) for change in changes if change.sql == PUT_UPLOAD for row in change.rows)
+        if broken:
+            raise OSError(errno.EIO, "broken")
+        file_apply(changes)
+
+    def in_thread(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        if arguments:
+            return world.in_thread(apply, function, *arguments, process=world.process)
+        return world.in_thread(function, process=world.process)
+
+    world.stop()
+    world.start(in_ledger_thread=in_thread)
+
+
+def test_an_upload_that_cannot_be_recorded_is_not_opened(world: World) -> None:
+    broken_from(world, lambda _record: True)
+    caller = Caller(world)
+    for _ in range(2):
+        refusal = caller.refusal("open", PARAMETERS.to_wire())
+        assert refusal.code == "spool-failed"
+        assert caller.refusal("put_ciphertext", 0, CIPHERTEXT).code == "unknown-upload"
+    assert not world.spool_files()
+    assert world.uploads.get_stats()["streaming_helper.open"] == 0
+
+
+def test_a_storage_index_that_cannot_be_recorded_is_refused(world: World) -> None:
+    broken_from(world, lambda record: record.storage_index is not None)
+    caller = Caller(world)
+    caller.open()
+    assert caller.refusal("assign", SI).code == "spool-failed"
+
+
+@pytest.mark.parametrize("staging", [0, 10])
+def test_a_finish_whose_decision_cannot_be_recorded_fails_and_nothing_is_published(staging: int) -> None:
+    with World(10, staging=staging) as world:
+        broken_from(world, lambda record: record.state == "publishing")
+        caller = Caller(world)
+        caller.open()
+        caller.put_all()
+        assert caller.refusal("finish", *finish_arguments()).code == "spool-failed"
+        assert caller.state() == "failed"
+        world.wait(10)
+        world.check_nothing_left()
+
+
+@pytest.mark.parametrize("staging", [0, 10])
+def test_a_result_that_cannot_be_recorded_is_answered_all_the_same(staging: int) -> None:
+    with World(10, staging=staging) as world:
+        broken_from(world, lambda record: record.state == "finished")
+        caller = Caller(world)
+        caller.open()
+        caller.put_all()
+        assert caller.finish().fields["ueb"] == expected(DATA, PARAMETERS).ueb
+        assert caller.state() == "finished"
+        world.restart()
+        (record,) = world.records()
+        assert record.state == "publishing"
+        assert Caller(world).finish().fields["ueb"] == expected(DATA, PARAMETERS).ueb
+        world.wait(200)
+        world.check_shares(expected(DATA, PARAMETERS))
 
 
 # -- names --------------------------------------------------------------------------------------------------
