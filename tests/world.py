@@ -312,6 +312,15 @@ class World:
         for work in held:
             self.clock.callLater(0, work)
 
+    def do_held(self, index: int) -> None:
+        """Do one piece of the work that waits, in this turn."""
+        if self._held_work is None:
+            raise IndexError("no work is held")
+        work = self._held_work[index]
+        del self._held_work[index]
+        self.clock.callLater(0, work)
+        self.turn()
+
     def turn(self) -> None:
         """Do everything that is due without time going on."""
         self._advance_to(self.clock.seconds())
