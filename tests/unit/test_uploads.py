@@ -759,16 +759,20 @@ def test_an_abort_that_waits_for_servers_when_the_helper_stops_is_refused_and_st
 # -- the ledger fails ---------------------------------------------------------------------------------------
 
 
-def broken_from(world: World, first: Callable[[UploadRecord], bool]) -> None:
-    """Start the helper again with a ledger whose disk fails from the first record on that is as `first` says."""
+def broken_from(world: World, first: Callable[[UploadRecord], bool], *, hangs: bool = False) -> None:
+    """Start the helper again with a ledger whose disk fails (or `hangs`) from the first record on that is as `first`
+    says."""
     broken = False
 
-    def apply(file_apply: Callable[[list[Change]], None], changes: list[Change]) -> None:
+    def apply(file_apply: Callable[[list[Change]], None], changes: list[Change]) -> Deferred[None] | None:
         nonlocal broken
         broken |= any(first(record_of(row)) for change in changes if change.sql == PUT_UPLOAD for row in change.rows)
+        if broken and hangs:
+            return Deferred()
         if broken:
             raise OSError(errno.EIO, "broken")
         file_apply(changes)
+        return None
 
     def in_thread(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
         if arguments:
@@ -825,6 +829,22 @@ def test_a_result_that_cannot_be_recorded_is_answered_all_the_same(staging: int)
         assert Caller(world).finish().fields["ueb"] == expected(DATA, PARAMETERS).ueb
         world.wait(200)
         world.check_shares(expected(DATA, PARAMETERS))
+
+
+def test_a_kill_before_the_result_is_durable_loses_nothing(world: World) -> None:
+    broken_from(world, lambda record: record.state == "finished", hangs=True)
+    caller = Caller(world)
+    caller.open()
+    caller.put_all()
+    waiting = caller.begin("finish", *finish_arguments())
+    world.wait(60)
+    assert waiting == []
+    world.check_shares(expected(DATA, PARAMETERS))  # all of them are closed
+    world.restart()
+    assert Caller(world).finish().fields["ueb"] == expected(DATA, PARAMETERS).ueb
+    world.wait(200)
+    world.check_shares(expected(DATA, PARAMETERS))
+    assert not world.spool_files()
 
 
 # -- names --------------------------------------------------------------------------------------------------
