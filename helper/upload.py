@@ -92,6 +92,8 @@ class Upload:
         self._stopped = False
         self._working: _Work | None = None
         self._abandoned: Deferred[None] | None = None
+        self._result_recorded = record.state == State.FINISHED.value
+        self._shares_settled = False
 
     def begin(self, spool_file: SpoolFile) -> None:
         """A new upload."""
@@ -298,8 +300,13 @@ class Upload:
     def _record_result(self) -> None:
         """If it cannot be recorded that is no reason not to answer: after a restart the upload is published again."""
         self._record = attrs.evolve(self._record, state=State.FINISHED.value)
-        d = self._services.ledger.write(self._record).addErrback(self._not_recorded)
+        d = self._services.ledger.write(self._record)
+        d.addCallbacks(lambda _none: self._has_recorded_result(), self._not_recorded)
         d.addCallback(lambda _none: self.tell(events.ResultRecorded()))
+
+    def _has_recorded_result(self) -> None:
+        self._result_recorded = True
+        self._drop_if_done()
 
     def _shares(self) -> list[ShareStatus]:
         return [] if self._working is None else self._working.pusher.status()
@@ -338,8 +345,14 @@ class Upload:
         self.tell(events.Failed(errors.fault_of(failure.value)))
 
     def _settled(self) -> None:
+        self._shares_settled = True
         self._work.pipeline.stop()
-        self._drop_spool()
+        self._drop_if_done()
+
+    def _drop_if_done(self) -> None:
+        """Without a recorded result the next run publishes again, and needs the ciphertext for it."""
+        if self._shares_settled and self._result_recorded:
+            self._drop_spool()
 
     # -- room in the spool ---------------------------------------------------------------------------------
 
@@ -400,7 +413,8 @@ class Upload:
     def forget(self) -> None:
         """Nobody can ask for the result any more: let go of whatever is still under way for it."""
         if self._working is not None:
-            self._settled()
+            self._working.pipeline.stop()
+            self._working.spool.drop()
             if self._abandoned is None:
                 self._abandoned = self._working.pusher.abandon()
 
