@@ -102,6 +102,11 @@ class Recovery:
             self.log.failure("upload {upload} could not be resumed", failure, upload=upload.short)
         self._services.room.release(upload.name)
         upload.resume_without_spool(error)
+        upload.when_end_recorded(lambda: self._remove(upload.name))
+
+    def _remove(self, name: str) -> None:
+        if name in self._spool.names():
+            self._spool.remove(name)
 
     def _recovered(self, upload: Upload) -> None:
         self._under_way.discard(upload)

@@ -92,8 +92,7 @@ class Upload:
         self._stopped = False
         self._working: _Work | None = None
         self._abandoned: Deferred[None] | None = None
-        self._result_recorded = record.state == State.FINISHED.value
-        self._shares_settled = False
+        self._end_recorded: Deferred[bool] = succeed(True)
 
     def begin(self, spool_file: SpoolFile) -> None:
         """A new upload."""
@@ -122,7 +121,7 @@ class Upload:
         """One of an earlier run of which only the result is left, or nothing: `error` says why."""
         self.tell(self._resumed(0, error, unplaced=False))
         if self.session.state.value != self._record.state:
-            self._save_in_background()
+            self._end_recorded = self._whether_recorded(self.save())
 
     def _resumed(self, durable: int, error: errors.StreamingError | None, unplaced: bool) -> events.Resumed:
         r, f = self._record, self._record.finish
@@ -207,11 +206,16 @@ class Upload:
 
     def _save_in_background(self) -> None:
         if not self._stopped:
-            self.save().addErrback(self._not_recorded)
+            self._whether_recorded(self.save())
 
-    def _not_recorded(self, failure: Failure) -> None:
-        self.log.error("upload {upload} could not be recorded: {kind}", upload=self.short,
-                       kind=type(failure.value).__name__)
+    def _whether_recorded(self, saved: Deferred[None]) -> Deferred[bool]:
+        return saved.addCallbacks(lambda _none: True, self._not_recorded)
+
+    def _not_recorded(self, failure: Failure) -> bool:
+        if not self._stopped:
+            self.log.error("upload {upload} could not be recorded: {kind}", upload=self.short,
+                           kind=type(failure.value).__name__)
+        return False
 
     def tell(self, event: object) -> None:
         """Hand an event to the session, after those that came before it."""
@@ -238,7 +242,7 @@ class Upload:
         if s.state is State.FINISHED:
             self._services.count("finished", 1)
         if s.state in ENDED:
-            self._save_in_background()
+            self._end_recorded = self._whether_recorded(self.save())
         code = s.error.code if s.error is not None else "ok"
         self.log.info("upload {upload}: {before} -> {after} ({code}), {received} bytes received, {durable} durable",
                       upload=self.short, before=before.value, after=s.state.value, code=code,
@@ -300,13 +304,34 @@ class Upload:
     def _record_result(self) -> None:
         """If it cannot be recorded that is no reason not to answer: after a restart the upload is published again."""
         self._record = attrs.evolve(self._record, state=State.FINISHED.value)
-        d = self._services.ledger.write(self._record)
-        d.addCallbacks(lambda _none: self._has_recorded_result(), self._not_recorded)
-        d.addCallback(lambda _none: self.tell(events.ResultRecorded()))
+        self._end_recorded = self._whether_recorded(self._services.ledger.write(self._record))
 
-    def _has_recorded_result(self) -> None:
-        self._result_recorded = True
-        self._drop_if_done()
+        def answer(recorded: bool) -> bool:
+            self.tell(events.ResultRecorded())
+            return recorded
+
+        self._end_recorded.addCallback(answer)
+
+    def _drop_spool(self) -> None:
+        spool = self._work.spool
+
+        def drop() -> None:
+            spool.drop()
+            self._services.room.release(self.name)
+
+        self._unstored.clear()
+        self.when_end_recorded(drop)
+
+    def when_end_recorded(self, remove: Callable[[], None]) -> None:
+        """Call `remove`, which removes ciphertext, once it is recorded that the upload has ended; never if that
+        cannot be. A later run that finds the upload open, or to be published, must find what was acknowledged."""
+
+        def recorded(whether: bool) -> bool:
+            if whether and self.over:
+                remove()
+            return whether
+
+        self._end_recorded.addCallback(recorded)
 
     def _shares(self) -> list[ShareStatus]:
         return [] if self._working is None else self._working.pusher.status()
@@ -345,14 +370,8 @@ class Upload:
         self.tell(events.Failed(errors.fault_of(failure.value)))
 
     def _settled(self) -> None:
-        self._shares_settled = True
         self._work.pipeline.stop()
-        self._drop_if_done()
-
-    def _drop_if_done(self) -> None:
-        """Without a recorded result the next run publishes again, and needs the ciphertext for it."""
-        if self._shares_settled and self._result_recorded:
-            self._drop_spool()
+        self._drop_spool()
 
     # -- room in the spool ---------------------------------------------------------------------------------
 
@@ -380,11 +399,6 @@ class Upload:
     def end_for_room(self, error: errors.SpoolFull) -> None:
         """See room.Waiter."""
         self.tell(events.Failed(error))
-
-    def _drop_spool(self) -> None:
-        self._unstored.clear()
-        self._work.spool.drop()
-        self._services.room.release(self.name)
 
     @property
     def waits_for(self) -> str:

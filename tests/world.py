@@ -149,10 +149,16 @@ class WireLink:
         d: Deferred[HelperAnswer] = Deferred()
         self._waiting.append(d)
         size = sum(len(a) for a in arguments if isinstance(a, bytes))
+        self._transmit(size, d, method, arguments)
+        return d
+
+    def _transmit(self, size: int, d: Deferred[HelperAnswer], method: str, arguments: tuple[Any, ...]) -> None:
         now = self._clock.seconds()
         self._busy_until = max(now, self._busy_until) + (size / self.rate if self.rate else 0.0)
         self._clock.callLater(self._busy_until - now + self.latency, self._arrive, d, method, arguments)
-        return d
+
+    def _transmit_answer(self, d: Deferred[HelperAnswer], method: str, wire: WireAnswer) -> None:
+        self._clock.callLater(self.latency, self._deliver, d, method, wire)
 
     def _arrive(self, d: Deferred[HelperAnswer], method: str, arguments: tuple[Any, ...]) -> None:
         if self._cut:
@@ -163,7 +169,7 @@ class WireLink:
         def answered(wire: WireAnswer) -> None:
             schema.checkResults(wire, False)
             self.answers.append((method, wire))
-            self._clock.callLater(self.latency, self._deliver, d, method, wire)
+            self._transmit_answer(d, method, wire)
 
         getattr(self._edge, f"remote_{method}")(*arguments).addCallback(answered)
 

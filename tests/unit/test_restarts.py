@@ -228,6 +228,49 @@ def test_a_spool_that_lost_acknowledged_bytes_ends_the_upload_with_a_reason() ->
         assert not world.spool_files()
 
 
+def test_ciphertext_is_kept_until_the_end_of_its_upload_is_recorded() -> None:
+    """A run that finds the upload open must find what was acknowledged."""
+    with World() as world:
+        begin_upload(world)
+        world._ledger_file.close()  # nothing can be recorded any more
+        assert world.run(world.link().abort(ID)).fields["state"] == b"aborted"
+        world.restart()
+        assert world.run(world.link().status(ID)).number("durable") == 10_000
+        send(world, 10_000, 20_000)
+        finish(world)
+        check_stored(world)
+
+
+@grids
+def test_a_result_that_could_not_be_recorded_is_there_after_a_restart(staging: int) -> None:
+    with World(10, staging=staging) as world:
+        begin_upload(world, 20_000)
+        for server in world.grid.servers:
+            server.latency = 0.1
+        answer = outcome(begin(world.link().finish(ID, len(DATA), SI, *hashes())))
+        while world.only_upload().session.state is not State.PUBLISHING:
+            world.wait(0.01)
+        world._ledger_file.close()
+        world.wait(10)
+        assert answer[0].fields["ueb"] == expected(DATA, PARAMETERS).ueb
+        world.restart()
+        assert finish(world) == expected(DATA, PARAMETERS).ueb
+        check_stored(world)
+
+
+def test_a_damaged_spool_file_is_removed_when_its_upload_has_failed() -> None:
+    with World() as world:
+        begin_upload(world)
+        world.kill()
+        (path,) = world.spool_files()
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        world.start()
+        world.wait(1)
+        assert world.run(world.link().status(ID)).fields["reason"] == b"spool-failed"
+        assert not world.spool_files()
+        assert world.spool.used == 0
+
+
 # -- around finish ------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,6 @@
 """What a restart finds in the spool: after a kill, a power failure, a damaged disk, a full one.
 
-A model writes spool files from protocol.txt §8.1, and a model of a disk forgets what was not synced.
+A model writes spool files from protocol.txt §8.1, and a disk (forgetful_disk.py) forgets what was not synced.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forgetful_disk import SECTOR, ForgetfulDisk, PowerFailed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_spool import ALPHABET, NAME, Disk, MiB, Stepped, Upload, batches_in, open_descriptors, path_in, started
@@ -28,7 +29,6 @@ from helper.spool_file import IDLE_OPEN_MAX
 from helper.spool_records import WINDOW, recover
 
 HEADER = 32
-SECTOR = 512
 
 
 def data_of(length: int, seed: int = 0) -> bytes:
@@ -369,70 +369,6 @@ def test_any_sectors_of_the_last_batch_lost(file: tuple[bytes, list[tuple[int, i
 # -- the power fails -------------------------------------------------------------------------------------------
 
 
-class PowerFailed(Exception):
-    """The disk does nothing any more."""
-
-
-class ForgetfulDisk:
-    """Stands for `os`: after `fail_power` files hold what was synced, and any sectors of what was not."""
-
-    def __init__(self, directory: Path, choose: random.Random) -> None:
-        self._directory = directory
-        self._choose = choose
-        self._synced: dict[str, bytes] = {}
-        self._names: set[str] = set()
-        self.calls_left = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
-
-    def _call(self) -> None:
-        self.calls_left -= 1
-        if self.calls_left < 0:
-            raise PowerFailed
-
-    def open(self, path: Path, flags: int, mode: int = 0o777) -> int:
-        self._call()
-        return os.open(path, flags, mode)
-
-    def pwritev(self, fd: int, buffers: list[memoryview], offset: int) -> int:
-        self._call()
-        whole = b"".join(buffers)
-        return os.pwrite(fd, whole[:self._choose.choice([1, 40, 700, len(whole)])], offset)
-
-    def ftruncate(self, fd: int, length: int) -> None:
-        self._call()
-        os.ftruncate(fd, length)
-
-    def fdatasync(self, fd: int) -> None:
-        self._call()
-        path = Path(os.readlink(f"/proc/self/fd/{fd}"))
-        self._synced[path.name] = path.read_bytes()
-
-    def fsync(self, fd: int) -> None:
-        path = Path(os.readlink(f"/proc/self/fd/{fd}"))
-        if path.is_file():
-            self.fdatasync(fd)
-            return
-        self._call()
-        if path == self._directory:
-            self._names = {p.name for p in path.iterdir()}
-
-    def fail_power(self) -> None:
-        """What is there when the machine runs again."""
-        for path in [p for p in self._directory.iterdir() if p.name != "lock"]:
-            if path.name not in self._names and self._choose.random() < 0.5:
-                path.unlink()
-                continue
-            old, new = self._synced.get(path.name, b""), path.read_bytes()
-            size = self._choose.choice([len(old), len(new), self._choose.randint(*sorted((len(old), len(new))))])
-            sectors = [self._choose.choice([old, new])[start:start + SECTOR].ljust(SECTOR, b"\0")
-                       for start in range(0, size, SECTOR)]
-            path.write_bytes(b"".join(sectors)[:size])
-            self._synced[path.name] = path.read_bytes()
-            self._names.add(path.name)
-
-
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.integers(0, 2**32), st.lists(st.tuples(st.booleans(), st.integers(0, 25)), min_size=1, max_size=4))
 def test_nothing_acknowledged_is_lost(tmp_path_factory: pytest.TempPathFactory, seed: int,
@@ -444,7 +380,7 @@ def test_nothing_acknowledged_is_lost(tmp_path_factory: pytest.TempPathFactory, 
     data = data_of(60_000, seed)
     acknowledged = 0
     for power_fails, calls in runs:
-        disk.calls_left = 10**9
+        disk.calls_left = None
         stepped = Stepped()
         spool = started(directory, stepped, disk)
         disk.calls_left = calls
@@ -467,7 +403,7 @@ def test_nothing_acknowledged_is_lost(tmp_path_factory: pytest.TempPathFactory, 
             acknowledged = max([acknowledged, *told])
         else:
             assert recovered[0].check(PowerFailed)
-        disk.calls_left = 10**9
+        disk.calls_left = None
         spool.stop()
         if power_fails:
             disk.fail_power()

@@ -1,0 +1,40 @@
+"""The time of one process, as the process sees it: its clock may be set while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import Clock
+from world import ProcessClock
+
+
+class SettableClock(ProcessClock):
+    """As Twisted's reactor: `seconds` is the time of day, and what is to be called waits for a time of day.
+
+    So if the clock is set forward everything is due at once, and if it is set back everything waits longer.
+    """
+
+    def __init__(self, clock: Clock, ahead: float = 0.0) -> None:
+        super().__init__(clock)
+        self.ahead = ahead
+
+    def seconds(self) -> float:
+        return super().seconds() + self.ahead
+
+    def callLater(self, delay: float, function: Callable[..., Any], *args: Any, **kwargs: Any) -> IDelayedCall:
+        if len(self._calls) < 64:  # else those that are over are looked for
+            call: IDelayedCall = self._clock.callLater(delay, function, *args, **kwargs)
+            self._calls.append(call)
+            if self.ended:
+                call.cancel()
+            return call
+        return super().callLater(delay, function, *args, **kwargs)
+
+    def set_forward(self, seconds: float) -> None:
+        """By so many seconds; back if they are negative."""
+        self.ahead += seconds
+        now = self._clock.seconds()
+        for call in self.getDelayedCalls():
+            call.reset(max(0.0, call.getTime() - now - seconds))

@@ -1,0 +1,202 @@
+"""What must hold in every schedule: after every step, when something is acknowledged, and at the end."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+from allmydata.util.happinessutil import servers_of_happiness
+from world import expected, with_size
+
+from helper.session import ENDED, State
+from helper.spool_records import HEADER_SIZE, recover
+from simulation.faults import FaultKind
+from simulation.reader import read_file
+
+if TYPE_CHECKING:
+    from simulation.clients import Client
+    from simulation.simulated_world import SimulatedWorld
+
+_SERVER_FAULTS = frozenset(kind for kind in FaultKind if kind.name.startswith("SERVER_"))
+
+
+class Violation(AssertionError):
+    """Something that must hold does not."""
+
+
+def require(condition: object, what: str) -> None:
+    """Raises Violation."""
+    if not condition:
+        raise Violation(what)
+
+
+# -- after every step ------------------------------------------------------------------------------------------
+
+
+def check_step(world: SimulatedWorld) -> None:
+    """What can be looked at quickly."""
+    for client in world.clients:
+        link = client.link
+        if link is not None and not link.dead:
+            most = max(world.settings.credit, world.settings.largest_message)
+            require(link.unanswered <= most, f"client {client.number} has {link.unanswered} bytes on their way, credit "
+                                             f"{world.settings.credit}")
+        _check_upload(world, client)
+    published = sum(len(server.published) for server in world.servers)
+    if published != world.published:
+        world.published = published
+        check_decisions(world)
+
+
+def _check_upload(world: SimulatedWorld, client: Client) -> None:
+    if not world.running:
+        return
+    upload = world.upload_of(client)
+    if upload is None:
+        require(not client.opened or client.name in world.uploads._by_name,
+                f"the upload of client {client.number} was opened, and is unknown")
+        return
+    session = upload.session
+    state = session.state
+    require(session.received - session.durable <= world.settings.credit,
+            f"{session.received - session.durable} bytes are received and not durable, credit {world.settings.credit}")
+    if state in ENDED:
+        _check_end(world, client, state, "" if session.error is None else session.error.code)
+        return
+    require(session.durable >= client.acknowledged,
+            f"{client.acknowledged} bytes of client {client.number} were acknowledged, {session.durable} are left")
+    require(session.durable >= client.seen_durable, f"{client.seen_durable} bytes were durable, now {session.durable}")
+    client.seen_durable = session.durable
+    require(session.received <= client.upload.progress.sent, "more was received than was sent")
+    if upload._working is not None:
+        pipeline = upload._working.pipeline
+        require(len(pipeline._recent) <= pipeline._recent_max, "too many blocks in memory")
+    require(session.error is None or session.error.code == "helper-stopping",
+            f"an upload that is {state.value} has an error: {session.error}")
+
+
+def _check_end(world: SimulatedWorld, client: Client, state: State, code: str) -> None:
+    if state is State.FAILED:
+        require(may_fail(world, client, code), f"the upload of client {client.number} failed for no reason: {code}")
+    elif state is State.ABORTED:
+        require(client.wants_nothing or client.crash, f"client {client.number} has aborted nothing")
+    else:
+        require(client.wants_nothing, f"the upload of client {client.number} expired, and it is still wanted")
+
+
+def may_fail(world: SimulatedWorld, client: Client, code: str) -> bool:
+    """Whether something has happened that excuses the failure of an upload."""
+    if code == "spool-failed":
+        return bool(world.disk.hurt & {client.name, "spool"}) or world.ledger_failed
+    if code in ("too-few-servers", "too-few-shares"):
+        return bool(_SERVER_FAULTS & set(world.fired_kinds))
+    if code in ("spool-full", "quota-exceeded"):
+        kinds = {FaultKind.SPOOL_EXHAUSTED, FaultKind.DISK_FULL}
+        return bool(kinds & set(world.fired_kinds)) or world.settings.spool_quota < 5000
+    if code == "hash-mismatch":
+        return client.garbled
+    return False
+
+
+def check_decisions(world: SimulatedWorld) -> None:
+    """A share that is published was decided upon, and that is recorded."""
+    if not world.running:
+        return
+    for storage_index in {si for server in world.servers for si, _shnum in server.published}:
+        states = world.ledger_file.state_of(storage_index)
+        require(set(states) & {"publishing", "finished"}, f"a share is published, and the ledger says {states}")
+
+
+# -- when something happens -------------------------------------------------------------------------------------
+
+
+def check_acknowledged(world: SimulatedWorld, client: Client, offset: int, data: bytes, durable: int | bytes) -> None:
+    """Bytes are acknowledged: should the power fail now, they are there."""
+    end = offset + len(data)
+    require(isinstance(durable, int) and durable >= end, f"bytes up to {end} are acknowledged, {durable!r} durable")
+    require(client.ciphertext[offset:end] == data, f"other bytes at {offset} than those held are acknowledged")
+    assert isinstance(durable, int)
+    client.acknowledged = max(client.acknowledged, durable)
+    upload = world.upload_of(client)
+    if upload is None or upload._working is None or upload.over:
+        return
+    held = ciphertext_in(world.disk.synced(client.name))
+    require(len(held) >= client.acknowledged and client.ciphertext.startswith(held),
+            f"{client.acknowledged} bytes are acknowledged; after a power failure {len(held)} would be left, "
+            f"{'right' if client.ciphertext.startswith(held) else 'wrong'} ones")
+
+
+def ciphertext_in(content: bytes) -> bytes:
+    """What is in a spool file."""
+    found = recover(lambda position, length: content[position:position + length], len(content))
+    parts = []
+    for number, (start, end) in enumerate(zip(found.starts, found.ends, strict=True)):
+        at = (number + 1) * HEADER_SIZE + start
+        parts.append(content[at:at + end - start])
+    return b"".join(parts)
+
+
+def check_spool_size(world: SimulatedWorld) -> None:
+    """The spool knows how much it takes on the disk."""
+    sizes = [(world.directory / "spool" / name).stat().st_size for name in world.spool_files()]
+    require(world.spool.used == sum(sizes), f"the spool counts {world.spool.used} bytes, its files have {sum(sizes)}")
+
+
+def check_cap(world: SimulatedWorld, client: Client) -> None:
+    """A cap is what stock would give, and the file is on enough servers."""
+    encoded = expected(client.file.data, with_size(client.file.parameters, None), client.file.key)
+    require(client.cap == encoded.cap, "the cap is not the oracle's")
+    _check_placed(world, client, client.file.parameters.happy)
+
+
+def _check_placed(world: SimulatedWorld, client: Client, happy: int) -> None:
+    encoded = expected(client.file.data, with_size(client.file.parameters, None), client.file.key)
+    copies = world.grid.copies(encoded.storage_index)
+    sharemap = defaultdict(set)
+    for shnum, found in copies.items():
+        for server, share in found:
+            require(share.data == encoded.shares[shnum], f"share {shnum} on {server.name} is not the oracle's")
+            sharemap[shnum].add(server.server_id)
+    require(len(copies) >= client.file.parameters.k, f"only shares {sorted(copies)} are placed")
+    require(servers_of_happiness(sharemap) >= happy, f"servers of happiness are fewer than {happy}")
+
+
+# -- at the end -------------------------------------------------------------------------------------------------
+
+
+def check_clients(world: SimulatedWorld) -> None:
+    """Everybody has a cap, or an error for a reason."""
+    for client in world.clients:
+        if client.crash is not None:
+            raise Violation(f"client {client.number} crashed:\n{client.crash.getTraceback()}")
+        require(client.over, f"client {client.number} is stuck at {client.upload.progress}")
+        if client.error is not None and not client.aborting:
+            require(may_fail(world, client, client.error.code),
+                    f"client {client.number} failed for no reason: {client.error}; {client.refusals[-3:]}")
+
+
+def check_end(world: SimulatedWorld) -> None:
+    """Everything is over: what was promised can be read, and nothing else is left."""
+    check_clients(world)
+    for client in world.clients:
+        encoded = expected(client.file.data, with_size(client.file.parameters, None), client.file.key)
+        copies = world.grid.copies(encoded.storage_index)
+        if client.cap is not None:
+            _check_placed(world, client, client.file.parameters.happy)
+            k = client.file.parameters.k
+            choices = list(combinations(sorted(copies), k))
+            for shnums in random.Random(world.schedule.seed).sample(choices, min(3, len(choices))):
+                shares = {shnum: copies[shnum][0][1].data for shnum in shnums}
+                require(read_file(shares, client.file.key, client.file.parameters) == client.file.data,
+                        f"shares {shnums} do not give the file back")
+        upload = world.upload_of(client)
+        if upload is not None and upload.session.state in ENDED:
+            require(not copies, f"an upload that is {upload.session.state.value} has left shares {sorted(copies)}")
+    require(not world.spool_files() and world.spool.used == 0,
+            f"{len(world.spool_files())} spool files and {world.spool.used} bytes are left")
+    for event in world.failures:
+        failure = event["log_failure"]
+        if not failure.check(OSError) and getattr(failure.value, "code", "") != "spool-failed":
+            raise Violation(f"an error was logged:\n{failure.getTraceback()}")

@@ -1,0 +1,405 @@
+"""One helper with its disk, its clients and its servers, moved step by step."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sqlite3
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+from forgetful_disk import ForgetfulDisk, PowerFailed
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.python.failure import Failure
+from world import SMALL
+
+from helper.foolscap_edge import StreamingHelper
+from helper.ledger import LEDGER_NAME, Change, Ledger, LedgerFile
+from helper.parameters import Parameters
+from helper.settings import Settings
+from helper.spool import Spool
+from helper.upload import Upload
+from helper.uploads import Uploads
+from simulation import invariants
+from simulation.clients import Client
+from simulation.clocks import SettableClock
+from simulation.faults import INJECT, FaultKind
+from simulation.links import FaultyLink
+from simulation.schedule import Planned, Schedule
+from simulation.servers import SimulatedGrid, Unsteady
+
+_QUICK_DISK = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+#: Whoever runs the helper starts it again after so many seconds when its ledger has failed, or it could not start.
+OPERATOR_NOTICES = 15.0
+
+
+class SimulatedLedgerFile(LedgerFile):
+    """The real one. `fails`: "" or when the next change fails: "before" or "after" it is durable."""
+
+    fails = ""
+    failed: Callable[[], None] = staticmethod(lambda: None)
+
+    def apply(self, changes: Iterable[Change]) -> None:
+        fails, self.fails = self.fails, ""
+        if fails != "before":
+            super().apply(changes)
+        if fails:
+            self.failed()
+            raise sqlite3.OperationalError("disk I/O error")
+
+    def state_of(self, storage_index: bytes) -> list[str]:
+        """States recorded of the uploads of a storage index."""
+        return [state for (state,) in self._db.execute(
+            "SELECT state FROM uploads WHERE storage_index = ?", (storage_index,)).fetchall()]
+
+
+class SimulatedWorld:
+    """A schedule's world; use it as a context manager. `step` moves it; see run.py."""
+
+    def __init__(self, schedule: Schedule, watch: Callable[[str], None] = lambda _line: None) -> None:
+        self.schedule = schedule
+        self.choose = random.Random(f"run {schedule.seed}")
+        self.settings: Settings = _settings(schedule)
+        self.clock = Clock()
+        self.clock.rightNow = 1e9
+        self.grid = SimulatedGrid(self.clock, schedule.stock_servers, schedule.staging_servers)
+        for server in self.servers:
+            server.delay = self._server_delay
+        self.clients = [Client(number, program, self) for number, program in enumerate(schedule.programs)]
+        self.steps = 0
+        self.fired_kinds: Counter[FaultKind] = Counter()
+        self.transitions: Counter[tuple[str, str]] = Counter()
+        self.liars: set[Unsteady] = set()
+        self.running = False
+        self.ledger_failed = False
+        self.thread_delay = 0.0
+        self.published = 0  # shares, when it was looked last
+        self._watch = watch
+        self._planned = list(schedule.faults)
+        self._armed_failures: list[tuple[str, int, Planned]] = []
+        self._in_call: tuple[Planned, bool, float] | None = None
+        self._links: list[FaultyLink] = []
+        self._waiting_for_helper: list[Deferred[None]] = []
+        self._strangers: list[bytes] = []  # uploads that are only there to take room
+        self._ahead = 0.0  # of the helper's clock
+        self.process = SettableClock(self.clock)
+        self.failures: list[LogEvent] = []
+
+    @property
+    def servers(self) -> list[Unsteady]:
+        return cast(list[Unsteady], self.grid.servers)
+
+    def __enter__(self) -> Self:
+        globalLogPublisher.addObserver(cast(ILogObserver, self._observe))
+        self.directory = Path(tempfile.mkdtemp(prefix="tahoe-stream-simulation", dir=_QUICK_DISK))
+        (self.directory / "spool").mkdir()
+        self.disk = ForgetfulDisk(self.directory / "spool", self.choose)
+        for client in self.clients:
+            client.start()
+        self.start()
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None,
+                 _traceback: TracebackType | None) -> None:
+        globalLogPublisher.removeObserver(cast(ILogObserver, self._observe))
+        if self.running:
+            self._end_process()
+        shutil.rmtree(self.directory)
+
+    def _observe(self, event: LogEvent) -> None:
+        if "before" in event and "after" in event:
+            self.transitions[event["before"], event["after"]] += 1
+            self.note(f"upload {event['upload']}: {event['before']} -> {event['after']} ({event.get('code')})")
+        if event.get("log_failure") is not None:
+            self.failures.append(event)
+
+    def note(self, line: str) -> None:
+        """For the trace."""
+        self._watch(f"{self.steps:5} {self.clock.seconds() - 1e9:12.4f}  {line}")
+
+    # -- steps -------------------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Everything that is due at the next moment at which anything is; then what is planned. False if nothing is
+        due any more."""
+        due = min((call.getTime() for call in self.clock.calls), default=None)
+        if due is None:
+            return False
+        self.steps += 1
+        self.clock.advance(max(0.0, due - self.clock.rightNow))
+        while self._planned and self._planned[0].step <= self.steps:
+            planned = self._planned.pop(0)
+            INJECT[planned.kind](self, planned)
+        self._look_for_used_up()
+        invariants.check_step(self)
+        return True
+
+    @property
+    def faults_left(self) -> bool:
+        return bool(self._planned)
+
+    def later(self, seconds: float, function: Callable[..., None], *args: Any) -> None:
+        """Something that happens outside of every process."""
+        self.clock.callLater(seconds, function, *args)
+
+    def fired(self, planned: Planned) -> None:
+        """A fault has really happened."""
+        self.fired_kinds[planned.kind] += 1
+        self.note(f"FAULT {planned.kind.value} ({planned.amount:.3f}, target {planned.target})")
+
+    def duration(self, typical: float) -> float:
+        """Some seconds: mostly few."""
+        return typical * self.choose.random() ** 3 * 2 if typical else 0.0
+
+    # -- the helper's process ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """The helper's process begins, if it can."""
+        if self.running:
+            return
+        self.process = SettableClock(self.clock, self._ahead)
+        in_thread = partial(self._in_thread, self.process)
+        self.spool = Spool(self.directory / "spool", in_thread, self.disk)
+        self.ledger_file = SimulatedLedgerFile(self.directory / LEDGER_NAME)
+        self.ledger = Ledger(self.ledger_file, in_thread)
+        try:
+            self.spool.start()
+            self.ledger.open()
+        except OSError as e:
+            self.note(f"the helper cannot start: {e}")
+            self.spool.stop()
+            self.later(OPERATOR_NOTICES, self.start)
+            return
+        self.running = True
+        invariants.check_spool_size(self)
+        self.uploads = Uploads(self.settings, self.spool, self.ledger, self.grid.seen_by(self.process), self.process,
+                               in_thread)
+        self.uploads.start(self.ledger_file.all())
+        self.edge = StreamingHelper(self.uploads)
+        self.note("the helper runs")
+        waiting, self._waiting_for_helper = self._waiting_for_helper, []
+        for d in waiting:
+            d.callback(None)
+
+    def when_running(self) -> Deferred[None]:
+        """Fires when there is a helper to connect to."""
+        if self.running:
+            return succeed(None)
+        self._waiting_for_helper.append(Deferred())
+        return self._waiting_for_helper[-1]
+
+    def kill(self, power: bool = False, away: float = 0.0) -> None:
+        """The helper's process ends at once, with its machine if the power fails; it starts again after `away`
+        seconds."""
+        self._end_process()
+        if power:
+            self.disk.fail_power()
+        self.later(away, self.start)
+
+    def stop(self, away: float) -> None:
+        """The helper's process ends in good order."""
+        self.uploads.stop()
+        process = self.process
+
+        def closed(_result: object) -> None:
+            if self.process is process and self.running:
+                self.kill(away=away)
+
+        self.ledger.close().addBoth(closed)
+
+    def _end_process(self) -> None:
+        self.running = False
+        self.process.end()
+        self._ahead = self.process.ahead
+        self._in_call, self.disk.calls_left = None, None
+        self.spool.stop()
+        for fd in list(self.disk._descriptors):
+            self.disk.close(fd)
+        self.ledger_file.close()
+        for server in self.servers:
+            server.client_died()
+        links, self._links = self._links, []
+        for link in links:
+            link.cut()
+        self.note("the helper is gone")
+
+    def _in_thread(self, process: SettableClock, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
+        """Run `function` later, and answer later still, if the process lives."""
+        d: Deferred[Any] = Deferred()
+        self.clock.callLater(self.duration(self.schedule.thread) + self.thread_delay, self._work, process, d, function,
+                             args)
+        return d
+
+    def _work(self, process: SettableClock, d: Deferred[Any], function: Callable[..., Any],
+              args: tuple[Any, ...]) -> None:
+        if process.ended:
+            return
+        if self._in_call is not None:
+            self.disk.calls_left = int(self._in_call[0].amount * 1000) % 7
+        result: Any
+        try:
+            result = function(*args)
+        except PowerFailed:
+            self._died_in_call()
+            return
+        except Exception:  # noqa: BLE001 (handed on, as a thread pool does)
+            result = Failure()
+        self.disk.calls_left = None
+
+        def answer() -> None:
+            if not process.ended:
+                d.callback(result)
+
+        self.clock.callLater(self.duration(self.schedule.thread), answer)
+
+    def _died_in_call(self) -> None:
+        assert self._in_call is not None
+        planned, power, away = self._in_call
+        self.fired(planned)
+        self.kill(power, away)
+
+    # -- faults --------------------------------------------------------------------------------------------------
+
+    def kill_in_call(self, planned: Planned, power: bool, away: float) -> None:
+        """At one of the next system calls of a thread."""
+        self._in_call = planned, power, away
+
+    def ledger_fails(self, planned: Planned) -> None:
+        """At its next change."""
+        if not self.running:
+            return
+        process = self.process
+        self.ledger_file.fails = "before" if planned.amount < 0.5 else "after"
+
+        def restart() -> None:
+            if self.process is process and self.running:
+                self.kill()
+
+        def failed() -> None:
+            self.ledger_failed = True
+            self.fired(planned)
+            self.later(OPERATOR_NOTICES, restart)
+
+        self.ledger_file.failed = failed
+
+    def when_used_up(self, call: str, planned: Planned) -> None:
+        """A failure was planned for a system call; it counts when it has happened."""
+        self._armed_failures.append((call, len(self.disk.failures[call]), planned))
+
+    def _look_for_used_up(self) -> None:
+        for armed in list(self._armed_failures):
+            call, length, planned = armed
+            if len(self.disk.failures.get(call, [])) < length:
+                self._armed_failures.remove(armed)
+                self._armed_failures = [(c, n - 1 if c == call else n, p) for c, n, p in self._armed_failures]
+                self.fired(planned)
+
+    def give_up_connection(self, server: Unsteady, seconds: float) -> None:
+        """A server that hangs is noticed after a while."""
+
+        def give_up() -> None:
+            if server.hung:
+                server.disconnect()
+                self.come_back(server, 1.0)
+
+        self.later(seconds, give_up)
+
+    def come_back(self, server: Unsteady, seconds: float) -> None:
+        """A server that is not connected will be."""
+
+        def back() -> None:
+            if not server.connected:
+                server.reconnect()
+                self.grid.changed()
+
+        self.later(seconds, back)
+
+    def exhaust_spool(self, seconds: float) -> None:
+        """Another upload reserves all that is left of the quota, and is aborted after a while."""
+        if not self.running or (left := self.settings.spool_quota - self.uploads._room.used) <= 0:
+            return
+        upload_id = self.choose.randbytes(32)
+        self.edge.remote_open(upload_id, Parameters(1, 1, 1, 100, left).to_wire())
+        self._strangers.append(upload_id)
+        self.later(seconds, self._end_stranger, upload_id)
+
+    def _end_stranger(self, upload_id: bytes) -> None:
+        if not self.running:
+            self.later(1.0, self._end_stranger, upload_id)
+        elif upload_id in self._strangers:
+            self._strangers.remove(upload_id)
+            self.edge.remote_abort(upload_id)
+
+    def disk_has_room(self) -> None:
+        self.disk.room = None
+
+    def threads_are_quick(self) -> None:
+        self.thread_delay = 0.0
+
+    def heal(self) -> None:
+        """Faults stop, and whatever they have left is repaired."""
+        self.note("faults stop")
+        self._planned.clear()
+        self._armed_failures.clear()
+        self._in_call, self.thread_delay = None, 0.0
+        self.disk.failures.clear()
+        self.disk.room = None
+        self.disk.takes = lambda size: size
+        if self.running:
+            self.ledger_file.fails = ""
+        for upload_id in list(self._strangers):
+            self._end_stranger(upload_id)
+        for client in self.clients:
+            client.disarm()
+        for server in self.servers:
+            server.plan_none()
+            server.capacity, server.delay, server.lie = None, self._server_delay, 0
+            if server.hung or not server.connected:
+                server.disconnect()
+                self.come_back(server, 0.5)
+
+    def _server_delay(self) -> float:
+        return self.duration(self.schedule.server)
+
+    # -- clients -------------------------------------------------------------------------------------------------
+
+    def link_for(self, client: Client, delay: Callable[[], float],
+                 on_answer: Callable[[str, tuple[Any, ...], Any], None]) -> FaultyLink:
+        link = FaultyLink(self.clock, self.edge, self.settings.largest_message, self.choose, delay, on_answer)
+        self._links = [*(old for old in self._links if not old._cut), link]
+        self.note(f"client {client.number} connects")
+        return link
+
+    def upload_of(self, client: Client) -> Upload | None:
+        """A client's upload, if the helper runs, knows it and has read it through."""
+        if not self.running:
+            return None
+        upload = self.uploads._by_name.get(client.name)
+        return None if upload is None or upload in self.uploads._recovery.waiting else upload
+
+    def acknowledged(self, client: Client, offset: int, data: bytes, durable: int | bytes) -> None:
+        """The helper has answered a put_ciphertext."""
+        invariants.check_acknowledged(self, client, offset, data, durable)
+
+    def cap_given(self, client: Client) -> None:
+        """A client has got its cap."""
+        self.note(f"client {client.number} has its cap")
+        invariants.check_cap(self, client)
+
+    def spool_files(self) -> list[str]:
+        return sorted(name for name in os.listdir(self.directory / "spool") if name != "lock")
+
+
+def _settings(schedule: Schedule) -> Settings:
+    return Settings(credit=schedule.credit, pushing_lag=schedule.pushing_lag, contact_after=schedule.contact_after,
+                    largest_message=200, first_bound=512, idle_expiry=7 * 86400, empty_expiry=4 * 3600,
+                    sweep_interval=3600, result_retention=30 * 86400, server_wait=SMALL.server_wait,
+                    spool_quota=schedule.spool_quota, free_disk=0)
