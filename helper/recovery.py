@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from helper import errors
 from helper.session import ENDED, State
-from helper.spool import Spool
+from helper.spool import Spool, SpoolFile
 from helper.upload import Services, Upload
 from helper.upload_records import UploadRecord
 
@@ -62,8 +62,10 @@ class Recovery:
         return d
 
     def stop(self) -> None:
-        """Begin with nothing any more."""
+        """Begin with nothing any more, and resume nothing; whoever waits need not wait any longer."""
         self._stopped = True
+        for callers in self.waiting.values():
+            _tell(callers)
 
     def _found(self, record: UploadRecord, has_file: bool) -> Upload:
         upload = Upload(record, self._services)
@@ -83,12 +85,18 @@ class Recovery:
         self._under_way.add(upload)
         d = self._spool.recover(upload.name, upload.stored, upload.store_failed, upload.disk_full,
                                 upload.decided_size)
-        d.addCallbacks(upload.resume, lambda failure: self._damaged(upload, failure))
+        d.addCallback(lambda spool_file: self._read_through(upload, spool_file))
         d.addErrback(lambda failure: self._damaged(upload, failure))
         d.addCallback(lambda _none: self._recovered(upload))
         d.addCallback(lambda _none: then())
 
+    def _read_through(self, upload: Upload, spool_file: SpoolFile) -> None:
+        if not self._stopped:
+            upload.resume(spool_file)
+
     def _damaged(self, upload: Upload, failure: Failure) -> None:
+        if self._stopped:
+            return  # the next run will find the same
         error = errors.fault_of(failure.value)
         if not isinstance(failure.value, errors.StreamingError):
             self.log.failure("upload {upload} could not be resumed", failure, upload=upload.short)
@@ -102,5 +110,11 @@ class Recovery:
 
     def _recovered(self, upload: Upload) -> None:
         self._under_way.discard(upload)
-        for d in self.waiting.pop(upload):
-            d.callback(None)
+        _tell(self.waiting.pop(upload))
+
+
+def _tell(callers: list[Deferred[None]]) -> None:
+    told = callers.copy()
+    callers.clear()
+    for d in told:
+        d.callback(None)

@@ -427,7 +427,8 @@ class Upload:
     def forget(self) -> None:
         """Nobody can ask for the result any more: let go of whatever is still under way for it."""
         if self._working is not None:
-            self._settled()
+            self._working.pipeline.stop()
+            self._working.spool.drop()
             if self._abandoned is None:
                 self._abandoned = self._working.pusher.abandon()
 

@@ -81,20 +81,26 @@ class Uploads:
     async def open(self, upload_id: bytes, wire: Mapping[bytes, int]) -> Answered:
         name = self._name(upload_id)
         parameters = Parameters.from_wire(wire)
-        upload = self._by_name.get(name)
+        upload, new = self._by_name.get(name), False
         if upload is None:
             # A node that has just started may not have met its servers yet.
             wait = max(0.0, self._started + self._settings.server_wait - self._clock.seconds())
             have = await self._grid.when_connected(parameters.happy, wait)
             upload = self._by_name.get(name)  # another `open` of the same ID may have come meanwhile
             if upload is None:
-                upload = self._new(name, parameters, have)
+                upload, new = self._new(name, parameters, have), True
         upload.session.parameters.check_same(parameters)
         await self._recovered(upload)
         upload.idle = 0.0
         if not upload.permutation_seeds:  # of an earlier run
             upload.told_servers(_fitting(self._grid.servers_for(bytes(16))))
-        await upload.save()
+        try:
+            await upload.save()
+        except errors.StreamingError as e:
+            if new:  # the next run would not know it, so nothing may be acknowledged
+                upload.tell(events.Failed(e))
+                self._by_name.pop(name, None)
+            raise
         status = upload.status()
         return Answered({**status.fields, "largest-message": self._settings.largest_message,
                          "quota": self._room.upload_quota, "servers": self._grid.writable_count(),

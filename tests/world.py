@@ -37,8 +37,9 @@ from helper.interfaces import LARGEST_MESSAGE, RIStreamingHelper
 from helper.ledger import LEDGER_NAME, Ledger, LedgerFile
 from helper.parameters import Parameters
 from helper.settings import Settings
-from helper.spool import Spool
+from helper.spool import RunInThread, Spool
 from helper.upload import Upload
+from helper.upload_records import UploadRecord
 from helper.uploads import Uploads
 
 T = TypeVar("T")
@@ -195,10 +196,15 @@ class ProcessClock:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._calls: list[IDelayedCall] = []
+        self._ahead = 0.0
         self.ended = False
 
     def seconds(self) -> float:
-        return float(self._clock.seconds())
+        return float(self._clock.seconds()) + self._ahead
+
+    def shift(self, seconds: float) -> None:
+        """Somebody sets the clock; no time goes by, and what is due is due as late as before."""
+        self._ahead += seconds
 
     def callLater(self, delay: float, function: Callable[..., Any], *args: Any, **kwargs: Any) -> IDelayedCall:
         self._calls = [call for call in self._calls if call.active()]
@@ -237,14 +243,14 @@ class World:
         self.start()
         return self
 
-    def start(self) -> None:
-        """The helper's process begins."""
+    def start(self, in_ledger_thread: RunInThread | None = None) -> None:
+        """The helper's process begins; `in_ledger_thread` may run what the ledger asks of its disk."""
         self.process = ProcessClock(self.clock)
         in_thread = partial(self.in_thread, process=self.process)
         self.spool = Spool(self.directory / "spool", in_thread, self.system)
         self.spool.start()
         self._ledger_file = LedgerFile(self.directory / LEDGER_NAME)
-        self.ledger = Ledger(self._ledger_file, in_thread)
+        self.ledger = Ledger(self._ledger_file, in_ledger_thread or in_thread)
         self.ledger.open()
         self.uploads = Uploads(self.settings, self.spool, self.ledger, self.grid.seen_by(self.process), self.process,
                                in_thread)
@@ -313,6 +319,15 @@ class World:
         for work in held:
             self.clock.callLater(0, work)
 
+    def do_held(self, index: int) -> None:
+        """Do one piece of the work that waits, in this turn."""
+        if self._held_work is None:
+            raise IndexError("no work is held")
+        work = self._held_work[index]
+        del self._held_work[index]
+        self.clock.callLater(0, work)
+        self.turn()
+
     def turn(self) -> None:
         """Do everything that is due without time going on."""
         self._advance_to(self.clock.seconds())
@@ -373,6 +388,10 @@ class World:
         """The one upload that the helper knows."""
         (upload,) = self.uploads._by_name.values()
         return upload
+
+    def records(self) -> list[UploadRecord]:
+        """What the ledger has of uploads, durably."""
+        return self._ledger_file.all()
 
     def spool_files(self) -> list[Path]:
         return [p for p in (self.directory / "spool").iterdir() if p.name != "lock"]

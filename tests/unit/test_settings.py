@@ -23,6 +23,10 @@ KEYS = [
     ("contact-after", "contact_after", [("1", 1), ("64 KiB", 65536)], ["0"], "a size such as 4 MiB"),
     ("first-bound", "first_bound", [("1", 1), ("1 GiB", GiB), ("2 TiB", 2 * 1024 * GiB)], ["0"],
      "a size such as 4 MiB"),
+    ("spool-quota", "spool_quota", [("1", 1), ("2 TiB", 2 * 1024 * GiB)], ["0"], "a size such as 4 MiB"),
+    ("upload-quota", "upload_quota", [("1", 1), ("10 GiB", 10 * GiB)], ["0"], "a size such as 4 MiB"),
+    ("free-disk", "free_disk", [("0", 0), ("1 GiB", GiB)], ["-1"], "a size such as 4 MiB"),
+    ("room-patience", "room_patience", [("10 minutes", 600)], ["0 seconds"], "a duration such as 7 days"),
     ("uploads-max", "uploads_max", [("1", 1), ("10000", 10_000)], ["0", "-1", "1 kiB", "1.5"], "a number"),
     ("idle-expiry", "idle_expiry", [("7 days", 7 * DAY), ("1day", DAY), ("1 second", 1), ("2 months", 62 * DAY)],
      ["0 days", "-1 days", "7"], "a duration such as 7 days"),
@@ -32,6 +36,13 @@ KEYS = [
      "a duration such as 7 days"),
     ("result-retention", "result_retention", [("7 days", 7 * DAY), ("1 mo", 31 * DAY)], ["0 days"],
      "a duration such as 7 days"),
+    ("away-patience", "away_patience", [("1 minute", 60)], ["0 seconds"], "a duration such as 7 days"),
+    ("needed-patience", "needed_patience", [("10 minutes", 600)], ["0 seconds"], "a duration such as 7 days"),
+    ("stall-servers", "stall_servers", [("3", 3)], ["0"], "a number"),
+    ("stall-factor", "stall_factor", [("2", 2)], ["0"], "a number"),
+    ("stall-least", "stall_least", [("10 seconds", 10)], ["0 seconds"], "a duration such as 7 days"),
+    ("stall-most", "stall_most", [("60 seconds", 60)], ["0 seconds"], "a duration such as 7 days"),
+    ("placing-patience", "placing_patience", [("1 day", DAY)], ["0 seconds"], "a duration such as 7 days"),
     ("server-wait", "server_wait", [("10 seconds", 10), ("0 seconds", 0), ("1 minute", 60)], ["-1 seconds"],
      "a duration such as 10 seconds"),
 ]
@@ -70,6 +81,10 @@ def test_defaults_are_those_of_the_protocol() -> None:
     assert (settings.idle_expiry, settings.empty_expiry) == (7 * DAY, 3600)  # §6.2
     assert settings.result_retention == 7 * DAY  # §6.3
     assert settings.server_wait == 10  # §4.1
+    assert settings.room_patience == 600  # §7.4
+    assert settings.placing_patience == DAY  # §6.4
+    assert (settings.away_patience, settings.needed_patience) == (60, 600)  # §8.6
+    assert (settings.stall_servers, settings.stall_factor, settings.stall_least, settings.stall_most) == (3, 2, 10, 60)
 
 
 def test_every_setting_has_a_key() -> None:
@@ -105,8 +120,10 @@ def test_all_keys_at_once(tmp_path: Path) -> None:
 
 def test_unknown_key(tmp_path: Path) -> None:
     path = write(tmp_path, "[helper]\ncredits = 1 MiB\n")
-    known = ("contact-after, credit, empty-expiry, first-bound, idle-expiry, largest-message, pushing-lag, "
-             "result-retention, server-wait, sweep-interval, uploads-max")
+    known = ("away-patience, contact-after, credit, empty-expiry, first-bound, free-disk, idle-expiry, "
+             "largest-message, needed-patience, placing-patience, pushing-lag, result-retention, room-patience, "
+             "server-wait, spool-quota, stall-factor, stall-least, stall-most, stall-servers, sweep-interval, "
+             "upload-quota, uploads-max")
     assert text_of_error(tmp_path) == f"{path}: unknown key 'credits' in [helper]; known are {known}"
 
 

@@ -101,6 +101,9 @@ def test_a_name_is_of_one_upload_on_one_server() -> None:
     assert {len(name) for name in names} == {32}
     assert not any(SECRET in name for name in names)
     assert staging_name(SECRET, b"v0-a") in names
+    # protocol.txt §15.1
+    assert staging_name(bytes(range(32)), b"v0-example").hex() == (
+        "74d06d24244877ccc0e972fc2bcd02414761da940f7e7f02f328dcd42020338f")
 
 
 # -- answers ------------------------------------------------------------------------------------------------

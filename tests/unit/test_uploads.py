@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
 import pytest
 from fakes import FakeServer, FakeStagingServer, Fault
+from twisted.internet.defer import Deferred
 from world import KEY, SI, SMALL, WireLink, World, begin, expected, outcome, plaintext
 
 from client_shim.cipher import Encryptor
 from client_shim.errors import HelperRefused
 from client_shim.helper_edge import HelperAnswer
+from helper import errors, events
 from helper.ciphertext import CiphertextHasher
 from helper.interfaces import SEEDS_MAX
+from helper.ledger import Change
 from helper.parameters import Parameters
 from helper.settings import Settings
+from helper.upload_records import PUT_UPLOAD, UploadRecord, record_of
 from helper.uploads import REMEMBERED_MAX, hashed_name
 
 PARAMETERS = Parameters(3, 7, 10, 1000)
@@ -170,7 +175,8 @@ def test_open_says_what_the_client_may_do(world: World) -> None:
     assert answer.code == "ok"
     assert answer.fields == {
         "state": b"open", "received": 0, "durable": 0, "credit": SMALL.credit, "pushed": 0, "paused": 0,
-        "storage-index-needed": 1, "size": 3000, "largest-message": SMALL.largest_message, "servers": 10,
+        "waits-for": b"", "storage-index-needed": 1, "size": 3000, "largest-message": SMALL.largest_message,
+        "quota": SMALL.upload_quota, "servers": 10,
         "permutation-seeds": seeds(world.grid.in_order(bytes(16)))}
     assert answer.shares == []
 
@@ -503,10 +509,38 @@ def test_results_are_kept_for_a_while_and_then_forgotten(world: World) -> None:
     caller = complete(world)
     world.wait(SMALL.result_retention - HOUR)
     assert caller.finish().fields["ueb"]
-    world.wait(SMALL.result_retention - HOUR)  # a call is a sign that somebody is still interested
     assert caller.state() == "finished"
-    world.wait(SMALL.result_retention + 2 * SMALL.sweep_interval)
+    assert len(world.records()) == 1
+    world.wait(HOUR + 2 * SMALL.sweep_interval)  # a call does not change how long
     assert caller.refusal("status").code == "unknown-upload"
+    assert caller.refusal("finish", *finish_arguments()).code == "unknown-upload"
+    assert not world.records()
+
+
+def test_a_clock_that_jumps_ends_nothing(world: World) -> None:
+    empty, begun, done = Caller(world, 1), Caller(world, 2), complete(world, 3)
+    empty.open()
+    begun.open()
+    begun.put_all()
+    for _ in range(5):
+        world.clock.advance(30 * DAY)
+        world.turn()
+    by_name = world.uploads._by_name
+    for caller in (empty, begun):
+        assert 0 < by_name[hashed_name(caller.upload_id)].idle <= 10 * SMALL.sweep_interval
+    assert 0 < by_name[hashed_name(done.upload_id)].over_for <= 10 * SMALL.sweep_interval
+    assert (empty.state(), begun.state(), done.state()) == ("open", "open", "finished")
+    assert len(world.records()) == 3
+    world.wait(SMALL.empty_expiry + 2 * SMALL.sweep_interval)  # time that goes by counts as before
+    assert (empty.state(), begun.state(), done.state()) == ("expired", "open", "finished")
+
+
+def test_a_clock_that_goes_back_makes_nothing_immortal(world: World) -> None:
+    caller = Caller(world)
+    caller.open()
+    world.process.shift(-DAY)
+    world.wait(SMALL.empty_expiry + 3 * SMALL.sweep_interval)
+    assert caller.state() == "expired"
 
 
 def test_only_so_many_results_are_kept() -> None:
@@ -580,14 +614,17 @@ def test_when_the_last_share_is_closed_the_spool_is_empty(world: World) -> None:
     assert not world.spool_files()
 
 
-def test_an_upload_that_is_forgotten_takes_nothing_with_it_that_still_hangs(world: World) -> None:
+def test_an_upload_that_is_forgotten_takes_nothing_with_it_that_still_hangs() -> None:
     """A hung server keeps a share, and so the spool, from being done with; but not for ever."""
-    world.grid.servers[0].plan("publish", 1, Fault.HANG)
-    complete(world)
-    world.wait(HOUR)
-    assert world.spool_files()
-    world.wait(SMALL.result_retention + 2 * SMALL.sweep_interval)
-    assert not world.spool_files()
+    for_ever = 100 * DAY
+    patient = attrs.evolve(SMALL, stall_least=for_ever, stall_most=for_ever, placing_patience=for_ever)
+    with World(settings=patient) as world:
+        world.grid.servers[0].plan("publish", 1, Fault.HANG)
+        complete(world)
+        world.wait(HOUR)
+        assert world.spool_files()
+        world.wait(SMALL.result_retention + 2 * SMALL.sweep_interval)
+        assert not world.spool_files()
 
 
 # -- counting -----------------------------------------------------------------------------------------------
@@ -601,10 +638,24 @@ def test_counters(world: World) -> None:
     caller("put_ciphertext", 500, bytes(500))  # a repeat
     caller.refusal("put_ciphertext", 2000, bytes(100))
     assert world.uploads.counters == {
-        "opened": 2, "finished": 1, "bytes_received": 4000, "bytes_pushed_again": 0}
+        "opened": 2, "finished": 1, "bytes_received": 4000, "bytes_pushed_again": 0, "resumed": 0}
     assert world.uploads.get_stats() == {
         "streaming_helper.opened": 2, "streaming_helper.finished": 1, "streaming_helper.bytes_received": 4000,
-        "streaming_helper.bytes_pushed_again": 0, "streaming_helper.open": 1}
+        "streaming_helper.bytes_pushed_again": 0, "streaming_helper.resumed": 0, "streaming_helper.open": 1}
+
+
+def test_uploads_that_are_resumed_are_counted_if_anything_is_left_to_do_for_them(world: World) -> None:
+    complete(world, 1)
+    Caller(world, 2).open()
+    aborted = Caller(world, 3)
+    aborted.open()
+    aborted("abort")
+    Caller(world, 4).open()
+    world.wait(1)
+    world.restart()
+    assert world.uploads.counters == {
+        "opened": 0, "finished": 0, "bytes_received": 0, "bytes_pushed_again": 0, "resumed": 2}
+    assert world.uploads.get_stats()["streaming_helper.open"] == 2
 
 
 def test_an_upload_whose_finish_is_asked_for_twice_is_counted_once(world: World) -> None:
@@ -634,32 +685,174 @@ def test_an_upload_that_is_finished_while_nobody_asks_is_counted(world: World) -
 # -- the helper stops ---------------------------------------------------------------------------------------
 
 
-def test_a_helper_that_stops_ends_every_upload_and_lets_go_of_shares(world: World) -> None:
+def test_a_helper_that_stops_refuses_every_call_and_keeps_everything(world: World) -> None:
     one, other, done = Caller(world, 1), Caller(world, 2), complete(world, 3)
     one.open()
     one("assign", bytes(16))
     one.put_all()
     other.open()
-    waiting = one.begin("put_ciphertext", 3000, bytes(10))
-    assert world.grid.leftovers()
-    world.run(world.uploads.stop())
-    assert waiting[0].value.code == "helper-stopping"
-    assert not world.grid.leftovers()
-    assert not world.spool_files()
-    assert one.refusal("put_ciphertext", 3000, bytes(10)).code == "helper-stopping"
-    assert other.refusal("finish", *finish_arguments()).code == "helper-stopping"
+    world.wait(1)
+    world.hold_work()
+    waiting = [one.begin("put_ciphertext", 3000, bytes(10)), one.begin("put_ciphertext", 0, CIPHERTEXT)]
+    world.turn()
+    assert waiting == [[], []]
+    held, files = world.grid.leftovers(), world.spool_files()
+    assert held
+    assert files
+    world.uploads.stop()
+    world.turn()
+    assert [results[0].value.code for results in waiting] == ["helper-stopping"] * 2
+    for caller in (one, other, done):
+        for method, arguments in {**CALLS, "open": (PARAMETERS.to_wire(),)}.items():
+            assert caller.refusal(method, *arguments).code == "helper-stopping"
     assert Caller(world, 4).refusal("open", PARAMETERS.to_wire()).code == "helper-stopping"
-    assert done.finish().fields["ueb"]
+    world.release_work()
+    world.wait(HOUR)
+    assert (world.grid.leftovers(), world.spool_files()) == (held, files)
+    assert sorted(r.state for r in world.records()) == ["finished", "open", "open"]
     assert not world.clock.getDelayedCalls()
 
 
-def test_a_helper_that_stops_does_not_wait_for_a_hung_server(world: World) -> None:
+def test_what_fails_while_the_helper_stops_takes_nothing_with_it(world: World) -> None:
+    caller = Caller(world)
+    caller.open()
+    caller.put_all()
+    upload = world.only_upload()
+    world.uploads.stop()
+    upload.store_failed("EIO")
+    upload.tell(events.Failed(errors.InternalError("KeyError")))
+    world.stop()
+    world.start()
+    assert Caller(world)("status").fields["durable"] == 3000
+    Caller(world).finish()
+
+
+def test_a_finish_that_waits_when_the_helper_stops_can_be_repeated(world: World) -> None:
+    caller = Caller(world)
+    caller.open()
+    caller.put_all()
+    world.grid.servers[3].hang()
+    for server in world.grid.servers:
+        server.plan("publish", 1, Fault.HANG)
+    waiting = caller.begin("finish", *finish_arguments())
+    world.wait(9)  # later it would be told of servers that do not answer
+    assert waiting == []
+    before = world.clock.seconds()
+    world.stop()
+    assert world.clock.seconds() == before  # it waits for no server
+    world.start()
+    assert Caller(world).finish().fields["ueb"] == expected(DATA, PARAMETERS).ueb
+
+
+def test_an_abort_that_waits_for_servers_when_the_helper_stops_is_refused_and_stays(world: World) -> None:
     caller = Caller(world)
     caller.open()
     caller("assign", SI)
     caller.put_all()
     world.grid.servers[3].hang()
-    world.run(world.uploads.stop(), patience=10)
+    waiting = caller.begin("abort")
+    world.turn()
+    world.uploads.stop()
+    world.turn()
+    assert waiting[0].value.code == "helper-stopping"
+    world.stop()
+    world.start()
+    assert Caller(world)("abort").fields == {"state": b"aborted"}
+
+
+# -- the ledger fails ---------------------------------------------------------------------------------------
+
+
+def broken_from(world: World, first: Callable[[UploadRecord], bool], *, hangs: bool = False) -> None:
+    """Start the helper again with a ledger whose disk fails (or `hangs`) from the first record on that is as `first`
+    says."""
+    broken = False
+
+    def apply(file_apply: Callable[[list[Change]], None], changes: list[Change]) -> Deferred[None] | None:
+        nonlocal broken
+        broken |= any(first(record_of(row)) for change in changes if change.sql == PUT_UPLOAD for row in change.rows)
+        if broken and hangs:
+            return Deferred()
+        if broken:
+            raise OSError(errno.EIO, "broken")
+        file_apply(changes)
+        return None
+
+    def in_thread(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        if arguments:
+            return world.in_thread(apply, function, *arguments, process=world.process)
+        return world.in_thread(function, process=world.process)
+
+    world.stop()
+    world.start(in_ledger_thread=in_thread)
+
+
+def test_an_upload_that_cannot_be_recorded_is_not_opened(world: World) -> None:
+    broken_from(world, lambda _record: True)
+    caller = Caller(world)
+    for _ in range(2):
+        refusal = caller.refusal("open", PARAMETERS.to_wire())
+        assert refusal.code == "spool-failed"
+        assert caller.refusal("put_ciphertext", 0, CIPHERTEXT).code == "unknown-upload"
+    assert not world.spool_files()
+    assert world.uploads.get_stats()["streaming_helper.open"] == 0
+
+
+def test_a_storage_index_that_cannot_be_recorded_is_refused(world: World) -> None:
+    broken_from(world, lambda record: record.storage_index is not None)
+    caller = Caller(world)
+    caller.open()
+    assert caller.refusal("assign", SI).code == "spool-failed"
+
+
+@pytest.mark.parametrize("staging", [0, 10])
+def test_a_finish_whose_decision_cannot_be_recorded_fails_and_nothing_is_published(staging: int) -> None:
+    with World(10, staging=staging) as world:
+        broken_from(world, lambda record: record.state == "publishing")
+        caller = Caller(world)
+        caller.open()
+        caller.put_all()
+        assert caller.refusal("finish", *finish_arguments()).code == "spool-failed"
+        assert caller.state() == "failed"
+        world.wait(10)
+        assert not any(server.published for server in world.grid.servers)
+        assert not world.grid.leftovers()
+        assert world.spool_files()  # the next run finds the upload open, and must find what was acknowledged
+        world.restart()
+        assert Caller(world).finish().fields["ueb"] == expected(DATA, PARAMETERS).ueb
+
+
+@pytest.mark.parametrize("staging", [0, 10])
+def test_a_result_that_cannot_be_recorded_is_answered_all_the_same(staging: int) -> None:
+    with World(10, staging=staging) as world:
+        broken_from(world, lambda record: record.state == "finished")
+        caller = Caller(world)
+        caller.open()
+        caller.put_all()
+        assert caller.finish().fields["ueb"] == expected(DATA, PARAMETERS).ueb
+        assert caller.state() == "finished"
+        world.restart()
+        (record,) = world.records()
+        assert record.state == "publishing"
+        assert Caller(world).finish().fields["ueb"] == expected(DATA, PARAMETERS).ueb
+        world.wait(200)
+        world.check_shares(expected(DATA, PARAMETERS))
+
+
+def test_a_kill_before_the_result_is_durable_loses_nothing(world: World) -> None:
+    broken_from(world, lambda record: record.state == "finished", hangs=True)
+    caller = Caller(world)
+    caller.open()
+    caller.put_all()
+    waiting = caller.begin("finish", *finish_arguments())
+    world.wait(60)
+    assert waiting == []
+    world.check_shares(expected(DATA, PARAMETERS))  # all of them are closed
+    world.restart()
+    assert Caller(world).finish().fields["ueb"] == expected(DATA, PARAMETERS).ueb
+    world.wait(200)
+    world.check_shares(expected(DATA, PARAMETERS))
+    assert not world.spool_files()
 
 
 # -- names --------------------------------------------------------------------------------------------------
