@@ -18,10 +18,14 @@ class SettableClock(ProcessClock):
 
     def __init__(self, clock: Clock, ahead: float = 0.0) -> None:
         super().__init__(clock)
-        self.ahead = ahead
+        self.shift(ahead)
+        #: Seconds by which it was ever set back: so much longer than it should, what was to be called may wait.
+        self.set_back = 0.0
 
-    def seconds(self) -> float:
-        return super().seconds() + self.ahead
+    @property
+    def ahead(self) -> float:
+        """Seconds, of the right time."""
+        return self._ahead
 
     def callLater(self, delay: float, function: Callable[..., Any], *args: Any, **kwargs: Any) -> IDelayedCall:
         if len(self._calls) < 64:  # else those that are over are looked for
@@ -34,7 +38,8 @@ class SettableClock(ProcessClock):
 
     def set_forward(self, seconds: float) -> None:
         """By so many seconds; back if they are negative."""
-        self.ahead += seconds
+        self.shift(seconds)
+        self.set_back += max(0.0, -seconds)
         now = self._clock.seconds()
         for call in self.getDelayedCalls():
             call.reset(max(0.0, call.getTime() - now - seconds))

@@ -205,6 +205,7 @@ def check_end(world: SimulatedWorld) -> None:
             require(not copies, f"an upload that is {upload.session.state.value} has left shares {sorted(copies)}")
     require(not world.spool_files() and world.spool.used == 0,
             f"{len(world.spool_files())} spool files and {world.spool.used} bytes are left")
+    require(world.uploads._room.used == 0, f"{world.uploads._room.used} bytes of room are left to nobody")
     for event in world.failures:
         failure = event["log_failure"]
         if not failure.check(OSError) and getattr(failure.value, "code", "") != "spool-failed":

@@ -427,5 +427,5 @@ class SimulatedWorld:
 def _settings(schedule: Schedule) -> Settings:
     return Settings(credit=schedule.credit, pushing_lag=schedule.pushing_lag, contact_after=schedule.contact_after,
                     largest_message=200, first_bound=512, idle_expiry=7 * 86400, empty_expiry=6 * 86400,
-                    sweep_interval=3600, result_retention=30 * 86400, server_wait=SMALL.server_wait,
+                    sweep_interval=6 * 3600, result_retention=30 * 86400, server_wait=SMALL.server_wait,
                     spool_quota=schedule.spool_quota, free_disk=0)
