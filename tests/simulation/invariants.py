@@ -44,7 +44,7 @@ def check_step(world: SimulatedWorld) -> None:
             require(link.unanswered <= most, f"client {client.number} has {link.unanswered} bytes on their way, credit "
                                              f"{world.settings.credit}")
         _check_upload(world, client)
-    published = sum(len(server.published) for server in world.servers)
+    published = sum([len(server.published) for server in world.servers])
     if published != world.published:
         world.published = published
         check_decisions(world)
@@ -60,6 +60,13 @@ def _check_upload(world: SimulatedWorld, client: Client) -> None:
         return
     session = upload.session
     state = session.state
+    if upload._working is not None:
+        pipeline = upload._working.pipeline
+        require(len(pipeline._recent) <= pipeline._recent_max, "too many blocks in memory")
+    seen = session, state, session.received, session.durable, client.acknowledged, session.error
+    if client.seen == seen:
+        return
+    client.seen = seen
     require(session.received - session.durable <= world.settings.credit,
             f"{session.received - session.durable} bytes are received and not durable, credit {world.settings.credit}")
     if session.error is not None and state in (State.PUBLISHING, State.FINISHED):
@@ -74,9 +81,6 @@ def _check_upload(world: SimulatedWorld, client: Client) -> None:
     require(session.durable >= client.seen_durable, f"{client.seen_durable} bytes were durable, now {session.durable}")
     client.seen_durable = session.durable
     require(session.received <= client.upload.progress.sent, "more was received than was sent")
-    if upload._working is not None:
-        pipeline = upload._working.pipeline
-        require(len(pipeline._recent) <= pipeline._recent_max, "too many blocks in memory")
     require(session.error is None, f"an upload that is {state.value} has an error: {session.error}")
 
 

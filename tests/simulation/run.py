@@ -33,7 +33,7 @@ FAULTS_MIN = 2
 #: Simulated seconds after which faults stop, counted from the last one; and in which everything must end then.
 CALM_AFTER = 100.0
 ENDS_WITHIN = 2 * 3600.0
-EXPIRES_WITHIN = 8 * 86400.0
+EXPIRES_WITHIN = 5 * 86400.0
 #: More steps than this are a loop.
 STEPS_MAX = 60_000
 

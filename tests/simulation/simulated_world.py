@@ -17,7 +17,6 @@ from typing import Any, Self, cast
 import attrs
 from forgetful_disk import ForgetfulDisk, PowerFailed
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from world import SMALL
@@ -31,7 +30,7 @@ from helper.upload import Upload
 from helper.uploads import Uploads
 from simulation import invariants
 from simulation.clients import Client
-from simulation.clocks import SettableClock
+from simulation.clocks import QuickClock, SettableClock
 from simulation.faults import INJECT, FaultKind
 from simulation.links import FaultyLink
 from simulation.schedule import Planned, Schedule
@@ -81,7 +80,7 @@ class SimulatedWorld:
         self.schedule = schedule
         self.choose = random.Random(f"run {schedule.seed}")
         self.settings: Settings = _settings(schedule)
-        self.clock = Clock()
+        self.clock = QuickClock()
         self.clock.rightNow = 1e9
         self.grid = SimulatedGrid(self.clock, schedule.stock_servers, schedule.staging_servers)
         for server in self.servers:
@@ -146,7 +145,7 @@ class SimulatedWorld:
     def step(self) -> bool:
         """Everything that is due at the next moment at which anything is; then what is planned. False if nothing is
         due any more."""
-        due = min((call.getTime() for call in self.clock.calls), default=None)
+        due = self.clock.due()
         if due is None:
             return False
         self.steps += 1
@@ -426,6 +425,7 @@ class SimulatedWorld:
 
 def _settings(schedule: Schedule) -> Settings:
     return Settings(credit=schedule.credit, pushing_lag=schedule.pushing_lag, contact_after=schedule.contact_after,
-                    largest_message=200, first_bound=512, idle_expiry=7 * 86400, empty_expiry=6 * 86400,
+                    largest_message=200, first_bound=512, idle_expiry=302_400, empty_expiry=302_400,  # longer than any jump of a clock
+                   
                     sweep_interval=6 * 3600, result_retention=30 * 86400, server_wait=SMALL.server_wait,
                     spool_quota=schedule.spool_quota, free_disk=0)
