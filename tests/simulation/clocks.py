@@ -15,14 +15,15 @@ from world import ProcessClock
 class QuickClock(Clock):
     """Twisted's, which sorts all calls whenever there is one more."""
 
-    def callLater(self, when: float, what: Callable[..., object], *args: object, **kwargs: object) -> DelayedCall:
-        call = DelayedCall(self.seconds() + when, what, args, kwargs, self.calls.remove, lambda _call: None,
+    def callLater(self, delay: float, callable: Callable[..., Any], *args: object, **kw: object) -> DelayedCall:  # noqa: A002
+        call = DelayedCall(self.seconds() + delay, callable, args, kw, self.calls.remove, lambda _call: None,
                            self.seconds)
-        call.resetter = self._moved
+        call.resetter = lambda _call: self.sort()
         insort(self.calls, call, key=DelayedCall.getTime)
         return call
 
-    def _moved(self, _call: DelayedCall) -> None:
+    def sort(self) -> None:
+        """To be called when a call was made to wait longer: nobody is told."""
         self.calls.sort(key=DelayedCall.getTime)
 
     def due(self) -> float | None:
@@ -43,7 +44,9 @@ class SettableClock(ProcessClock):
     So if the clock is set forward everything is due at once, and if it is set back everything waits longer.
     """
 
-    def __init__(self, clock: Clock, ahead: float = 0.0) -> None:
+    _clock: QuickClock
+
+    def __init__(self, clock: QuickClock, ahead: float = 0.0) -> None:
         super().__init__(clock)
         self.shift(ahead)
         #: Seconds by which it was ever set back: so much longer than it should, what was to be called may wait.
@@ -70,3 +73,4 @@ class SettableClock(ProcessClock):
         now = self._clock.seconds()
         for call in self.getDelayedCalls():
             call.reset(max(0.0, call.getTime() - now - seconds))
+        self._clock.sort()

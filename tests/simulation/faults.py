@@ -203,7 +203,7 @@ def _set_clock(sign: int) -> Inject:
 def _set_client_clock(sign: int) -> Inject:
     def inject(world: SimulatedWorld, planned: Planned) -> None:
         process = world.clients[planned.target % len(world.clients)].process
-        if process.set_back - sign * _jump(planned) > _JUMP:
+        if process.set_back - sign * _jump(planned) > _JUMP / 2:
             return  # it waits so long, as Twisted does, that its upload would expire
         process.set_forward(sign * _jump(planned))
         world.fired(planned)

@@ -15,6 +15,8 @@ from typing import Any
 from unittest.mock import patch
 
 import attrs
+from twisted.internet.defer import DeferredList
+from twisted.internet.task import deferLater
 
 from client_shim import outbox, reconnect, window
 from client_shim.errors import HelperLost
@@ -166,7 +168,7 @@ async def _not_looked_for(self: reconnect.Reconnecting) -> None:
 async def _patience_by_the_clock(self: reconnect.Reconnecting, greet: Any, patience: float) -> None:
     began = self._clock.seconds()
     while not await self._once(greet):
-        await reconnect.deferLater(self._clock, reconnect.BACKOFF_MAX)
+        await deferLater(self._clock, reconnect.BACKOFF_MAX)
         if self._clock.seconds() - began > patience:
             raise HelperLost(int(patience))
 
@@ -197,7 +199,7 @@ def _cursor_stays(real: Callable[..., Any]) -> Callable[..., Any]:
 
 def _shares_left_behind(self: pushing.SharePusher) -> Any:
     self.stop()
-    return pushing.DeferredList([])
+    return DeferredList([])
 
 
 def _answered_too_early(self: pushing.SharePusher) -> bool:

@@ -19,8 +19,9 @@ OPERATIONS = ("allocate", "space", "write", "seal", "publish", "abort", "read", 
 
 
 class Unsteady(FakeServer):
-    """One that takes `delay()` seconds for each request."""
+    """One that takes `delay()` seconds for each request, and lies by `lie` bytes."""
 
+    lie = 0
     delay: Callable[[], float] = staticmethod(lambda: 0.0)
 
     def request(self, operation: str, connection: int, perform: Callable[[], T],
@@ -44,8 +45,6 @@ class Unsteady(FakeServer):
 class StockServer(Unsteady):
     """`lie` is added to the free space that it states."""
 
-    lie = 0
-
     def _free_space(self) -> int | None:
         free = super()._free_space()
         return self.lie if free is None and self.lie else free if free is None else max(0, free + self.lie)
@@ -53,8 +52,6 @@ class StockServer(Unsteady):
 
 class StagingServer(Unsteady, FakeStagingServer):
     """`lie` is added to the lengths that it says it holds of shares."""
-
-    lie = 0
 
     def allocate(self, target: Target, shnums: Sequence[int], allocation: Allocation) -> Deferred[Granted]:
         return super().allocate(target, shnums, allocation).addCallback(self._lied)

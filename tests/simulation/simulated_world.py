@@ -426,6 +426,6 @@ class SimulatedWorld:
 def _settings(schedule: Schedule) -> Settings:
     return Settings(credit=schedule.credit, pushing_lag=schedule.pushing_lag, contact_after=schedule.contact_after,
                     largest_message=200, first_bound=512, idle_expiry=302_400, empty_expiry=302_400,  # longer than any jump of a clock
-                   
+
                     sweep_interval=6 * 3600, result_retention=30 * 86400, server_wait=SMALL.server_wait,
                     spool_quota=schedule.spool_quota, free_disk=0)
