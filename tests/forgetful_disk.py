@@ -52,7 +52,7 @@ class ForgetfulDisk:
         #: Bytes that can still be written; None: no limit.
         self.room: int | None = None
         #: How many bytes a write takes of those it is given.
-        self.takes = lambda size: self._choose.choice([1, 40, 700, size])
+        self.takes: Callable[[int], int] = lambda size: self._choose.choice([1, 40, 700, size])
         #: Names of files of which a call has failed.
         self.hurt: set[str] = set()
         self.on_failure: Callable[[str], None] = lambda _call: None

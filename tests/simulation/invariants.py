@@ -114,6 +114,25 @@ def check_decisions(world: SimulatedWorld) -> None:
     for storage_index in {si for server in world.servers for si, _shnum in server.published}:
         states = world.ledger_file.state_of(storage_index)
         require(set(states) & {"publishing", "finished"}, f"a share is published, and the ledger says {states}")
+    if not _SERVER_FAULTS & set(world.fired_kinds) and not world.ended:
+        for client in world.clients:
+            _check_complete(world, client)
+
+
+def _check_complete(world: SimulatedWorld, client: Client) -> None:
+    """Once one share is published, so many are complete that all the rest can fail to follow."""
+    encoded = expected(client.file.data, with_size(client.file.parameters, None), client.file.key)
+    if client.decided or not world.grid.copies(encoded.storage_index):
+        return
+    client.decided = True
+    sharemap = defaultdict(set)
+    for server in world.servers:
+        for shnum, data in server.shares_of(encoded.storage_index):
+            if data == encoded.shares.get(shnum):
+                sharemap[shnum].add(server.server_id)
+    p = client.file.parameters
+    require(servers_of_happiness(sharemap) >= p.happy and len(sharemap) >= p.k,
+            f"it was decided to publish with shares {sorted(sharemap)} complete")
 
 
 # -- when something happens -------------------------------------------------------------------------------------
@@ -190,6 +209,11 @@ def check_clients(world: SimulatedWorld) -> None:
                     f"client {client.number} failed for no reason: {client.error}; {client.refusals[-3:]}")
 
 
+def leftovers(world: SimulatedWorld) -> list[str]:
+    """Names of servers with shares that nobody will end. On a staging server, what an earlier run left expires."""
+    return [server.name for server in world.servers if server.has_leftovers and not (world.ended and server.stages)]
+
+
 def check_end(world: SimulatedWorld) -> None:
     """Everything is over: what was promised can be read, and nothing else is left."""
     check_clients(world)
@@ -209,6 +233,7 @@ def check_end(world: SimulatedWorld) -> None:
             require(not copies, f"an upload that is {upload.session.state.value} has left shares {sorted(copies)}")
     require(not world.spool_files() and world.spool.used == 0,
             f"{len(world.spool_files())} spool files and {world.spool.used} bytes are left")
+    require(not leftovers(world), f"unfinished shares are left on {leftovers(world)}")
     require(world.uploads._room.used == 0, f"{world.uploads._room.used} bytes of room are left to nobody")
     for event in world.failures:
         failure = event["log_failure"]

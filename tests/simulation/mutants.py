@@ -20,7 +20,7 @@ from twisted.internet.task import deferLater
 
 from client_shim import outbox, reconnect, window
 from client_shim.errors import HelperLost
-from helper import events, pushing, session, shares, spool, spool_file, spool_records, upload
+from helper import events, placing, pushing, session, shares, spool, spool_file, spool_records, upload, uploads
 from helper.ledger import Change
 from helper.session import State
 from helper.spool_records import HEADER_SIZE, Recovered
@@ -134,7 +134,7 @@ def _if_alive(self: upload.Upload, record: Callable[[upload.Upload], None]) -> N
 
 
 def _drop_at_once(self: upload.Upload, remove: Callable[[], None]) -> None:
-    if self.over:
+    if self.over or self.session.error is None:
         remove()
 
 
@@ -173,13 +173,6 @@ async def _patience_by_the_clock(self: reconnect.Reconnecting, greet: Any, patie
             raise HelperLost(int(patience))
 
 
-def _idle_by_the_clock(self: upload.Upload, seconds: float) -> None:
-    idle = self._services.clock.seconds() - self._record.touched
-    settings = self._services.settings
-    if not self.over:
-        self.tell(events.IdleFor(int(idle), settings.idle_expiry, settings.empty_expiry))
-
-
 def _never_idle(self: session.Session, _event: events.IdleFor) -> list[events.Command]:
     return []
 
@@ -187,14 +180,10 @@ def _never_idle(self: session.Session, _event: events.IdleFor) -> list[events.Co
 # -- shares ------------------------------------------------------------------------------------------------------
 
 
-def _cursor_stays(real: Callable[..., Any]) -> Callable[..., Any]:
-    def leave(self: shares.Share, state: shares.ShareState) -> Any:
-        cursor = self.next_segment
-        sink = real(self, state)
-        self.next_segment = self.segments_held = cursor
-        return sink
-
-    return leave
+def _begins_where_others_are(self: placing.ShareHomes, share: shares.Share, _sink: Any) -> None:
+    size = self._pipeline.segment_size
+    if size is not None:
+        share.next_segment = share.segments_held = self.durable // size
 
 
 def _shares_left_behind(self: pushing.SharePusher) -> Any:
@@ -251,9 +240,11 @@ MUTANTS: dict[str, Mutant] = {
     "a lost helper is not looked for": Mutant(
         active=_replacing(reconnect.Reconnecting, "_find_again", _not_looked_for)),
     "patience goes by the clock": Mutant(active=_replacing(reconnect.Reconnecting, "_again", _patience_by_the_clock)),
-    "idle time goes by the clock": Mutant(active=_replacing(upload.Upload, "time_passes", _idle_by_the_clock)),
+    "idle time goes by the clock": Mutant(  # it is no longer min(elapsed, …)
+        active=lambda: patch.object(uploads, "min", lambda elapsed, _most: elapsed, create=True)),
     "nothing ever expires": Mutant(active=_replacing(session.Session, "_idle_for", _never_idle)),
-    "a share keeps its cursor on a new server": Mutant(active=_wrapping(shares.Share, "leave", _cursor_stays)),
+    "a share with a new server begins where others are": Mutant(
+        active=_replacing(placing.ShareHomes, "_go_on", _begins_where_others_are)),
     "shares are left behind": Mutant(active=_replacing(pushing.SharePusher, "abandon", _shares_left_behind)),
     "answered with too few shares": Mutant(
         active=_replacing(pushing.SharePusher, "_closed_enough", _answered_too_early)),

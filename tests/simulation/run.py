@@ -167,4 +167,4 @@ def _settled(world: SimulatedWorld) -> bool:
     """Whether every upload has come to its end, and nothing is left of it but its result."""
     uploads = world.uploads
     return (all(upload.over for upload in uploads._by_name.values()) and not world.spool_files()
-            and uploads._room.used == 0)
+            and uploads._room.used == 0 and not invariants.leftovers(world))

@@ -92,6 +92,7 @@ class SimulatedWorld:
         self.liars: set[Unsteady] = set()
         self.running = False
         self.ledger_failed = False
+        self.ended = 0  # how often the helper's process has
         self.thread_delay = 0.0
         self.published = 0  # shares, when it was looked last
         self._watch = watch
@@ -233,6 +234,7 @@ class SimulatedWorld:
 
     def _end_process(self) -> None:
         self.running = False
+        self.ended += 1
         self.process.end()
         self._ahead = self.process.ahead
         self._in_call, self.disk.calls_left = None, None
@@ -424,8 +426,8 @@ class SimulatedWorld:
 
 
 def _settings(schedule: Schedule) -> Settings:
-    return Settings(credit=schedule.credit, pushing_lag=schedule.pushing_lag, contact_after=schedule.contact_after,
-                    largest_message=200, first_bound=512, idle_expiry=302_400, empty_expiry=302_400,  # longer than any jump of a clock
-
-                    sweep_interval=6 * 3600, result_retention=30 * 86400, server_wait=SMALL.server_wait,
-                    spool_quota=schedule.spool_quota, free_disk=0)
+    expiry = 302_400  # longer than any jump of a clock
+    return Settings(
+        credit=schedule.credit, pushing_lag=schedule.pushing_lag, contact_after=schedule.contact_after,
+        largest_message=200, first_bound=512, idle_expiry=expiry, empty_expiry=expiry, sweep_interval=6 * 3600,
+        result_retention=30 * 86400, server_wait=SMALL.server_wait, spool_quota=schedule.spool_quota, free_disk=0)
