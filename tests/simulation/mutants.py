@@ -73,11 +73,6 @@ class _ErrorsOfWritesIgnored(_Asked):
         return count
 
 
-class _TornEndsStay(_Asked):
-    def ftruncate(self, _fd: int, _length: int) -> None:
-        pass
-
-
 class _LazyLedgerFile(SimulatedLedgerFile):
     """Says that a change is durable, and makes it with the next."""
 
@@ -227,7 +222,6 @@ MUTANTS: dict[str, Mutant] = {
     "errors of writes are ignored": Mutant(Seams(system=_ErrorsOfWritesIgnored)),
     "short writes are taken for whole ones": Mutant(active=_replacing(spool_file, "pwrite_all", _write_once)),
     "the offset is the size of the file": Mutant(active=_replacing(spool, "recover", _recover_by_size)),
-    "a torn end is not cut off": Mutant(Seams(system=_TornEndsStay)),
     "the ledger says durable too early": Mutant(Seams(ledger_file=_LazyLedgerFile)),
     "published before the ledger knows": Mutant(
         active=_wrapping(upload.Upload, "_record_publishing", _publish_before_the_ledger)),
