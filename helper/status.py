@@ -69,14 +69,14 @@ class HelperStatus:
     staging_servers: int
 
 
-def snapshot(uploads: Uploads) -> HelperStatus:
-    """The helper as it is now."""
+def snapshot(uploads: Uploads, live_max: int = LIVE_MAX, ended_max: int = ENDED_MAX) -> HelperStatus:
+    """The helper as it is now; no more than so many uploads in progress, and that have ended, are listed."""
     live = [u for u in uploads.known if not u.over or uploads.room.stored(u.name)]
     ended = [u for u in uploads.known if u.over and not uploads.room.stored(u.name)
              and u.over_for <= ENDED_SHOWN_FOR]
     ended.reverse()
     ended.sort(key=lambda u: u.over_for)
-    listed = sorted(live, key=lambda u: not u.waits_for)[:LIVE_MAX] + ended[:ENDED_MAX]
+    listed = sorted(live, key=lambda u: not u.waits_for)[:live_max] + ended[:ended_max]
     servers = uploads.grid.servers_for(bytes(16))
     return HelperStatus(
         tuple(_upload(upload, uploads) for upload in listed), len(live) + len(ended) - len(listed),

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from allmydata.util.abbreviate import abbreviate_space, abbreviate_time
 from twisted.web import http
 from twisted.web.iweb import IRequest
-from twisted.web.pages import errorPage
+from twisted.web.pages import errorPage, notFound
 from twisted.web.resource import IResource, Resource
 from twisted.web.template import Element, Tag, TagLoader, renderElement, tags
 
@@ -35,10 +35,15 @@ class StatusPage(Resource):
         super().__init__()
         self._uploads = uploads
 
-    def getChild(self, path: bytes, request: IRequest) -> IResource:
+    def getChild(self, path: bytes, request: IRequest) -> IResource:  # noqa: ARG002
         """The same page with a slash at the end of its name; there is nothing below it."""
-        child: IResource = super().getChild(path, request) if path else self
-        return child
+        return notFound() if path else self
+
+    def render(self, request: IRequest) -> object:
+        if request.method not in (b"GET", b"HEAD"):
+            request.setHeader(b"allow", b"GET, HEAD")
+            return errorPage(http.NOT_ALLOWED, "Method Not Allowed", "expected GET or HEAD").render(request)
+        return super().render(request)
 
     def render_GET(self, request: IRequest) -> object:
         request.setHeader(b"referrer-policy", b"no-referrer")
