@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 import attrs
@@ -20,12 +21,13 @@ from helper.uploads import Uploads
 
 #: Of `waits_for`, besides what Upload.waits_for says: an upload of an earlier run whose ciphertext is not read yet.
 NOT_READ_YET = "not read yet"
-#: Uploads in progress that are listed; of more, those that wait, then the oldest. A page is made in one turn of the
-#: reactor.
+#: Uploads in progress that are listed; of more, those that wait, then the oldest.
 LIVE_MAX = 1000
 #: Uploads that have ended are listed for so long (seconds; the sweeper counts it), and no more than so many.
 ENDED_SHOWN_FOR = 3600
 ENDED_MAX = 100
+#: And no more of either than may have so many shares: a page is made in one turn of the reactor, and 10,000 take 0.2 s.
+SHARES_MAX = 10_000
 
 #: Grows when a field of the JSON is renamed, removed or changes its meaning; not when one is added.
 JSON_FORMAT = 1
@@ -76,12 +78,18 @@ def snapshot(uploads: Uploads, live_max: int = LIVE_MAX, ended_max: int = ENDED_
              and u.over_for <= ENDED_SHOWN_FOR]
     ended.reverse()
     ended.sort(key=lambda u: u.over_for)
-    listed = sorted(live, key=lambda u: not u.waits_for)[:live_max] + ended[:ended_max]
+    listed = _first(sorted(live, key=lambda u: not u.waits_for), live_max) + _first(ended, ended_max)
     servers = uploads.grid.servers_for(bytes(16))
     return HelperStatus(
         tuple(_upload(upload, uploads) for upload in listed), len(live) + len(ended) - len(listed),
         _states(uploads), _waiting(uploads), uploads.room.status(), uploads.spool_on_disk,
         len(servers), sum(server.stages for server in servers))
+
+
+def _first(uploads: list[Upload], most: int) -> list[Upload]:
+    """As many as may be listed."""
+    shares = accumulate(upload.session.parameters.n for upload in uploads)
+    return [upload for upload, so_far in zip(uploads[:most], shares, strict=False) if so_far <= SHARES_MAX]
 
 
 def _upload(upload: Upload, uploads: Uploads) -> UploadStatus:

@@ -42,6 +42,7 @@ from helper.status import (
     ENDED_SHOWN_FOR,
     JSON_FORMAT,
     NOT_READ_YET,
+    SHARES_MAX,
     HelperStatus,
     UploadStatus,
     as_json,
@@ -301,6 +302,15 @@ def test_of_very_many_only_some_are_listed() -> None:
             hashed_name(bytes([number]) * 32)[:8] for number in (0, 1, 2, 8, 7)]
         assert status.not_listed == 4
         assert "4 more are not listed" in text_of(status)
+
+
+def test_of_those_with_very_many_shares_even_fewer_are_listed() -> None:
+    wide = attrs.evolve(PARAMETERS, n=250)
+    with World() as world:
+        for number in range(SHARES_MAX // 250 + 2):
+            world.run(world.link().open(bytes([number]) * 32, wide.to_wire()))
+        status = snapshot(world.uploads)
+        assert (len(status.uploads), status.not_listed) == (SHARES_MAX // 250, 2)
 
 
 def test_statistics_are_numbers_with_stable_names() -> None:
