@@ -45,8 +45,9 @@ class ShareHomes:
     """Keeps every share of `shares` on some server, as far as there are any.
 
     Calls `on_change` when a share can be pushed or has moved, `tell` with StagingEnough when that changes and with
-    TooFewServers or TooFewShares when the answer rule cannot be met, `count` with bytes that must be pushed again
-    after a server was away, and `on_broken` with a Failure that no server is to blame for.
+    TooFewServers or TooFewShares when the answer rule cannot be met, `count` with what adds to counters (bytes that
+    must be pushed again after a server was away, shares lost and re-homed, servers that stalled), and `on_broken`
+    with a Failure that no server is to blame for.
     """
 
     log = Logger()
@@ -54,7 +55,7 @@ class ShareHomes:
     def __init__(self, parameters: Parameters, shares: list[Share], pipeline: Pipeline, grid: Grid,
                  policy: AllocationPolicy, clock: IReactorTime, staging_secret: bytes, patience: Patience,
                  on_change: Callable[[], None],
-                 tell: Callable[[object], None], count: Callable[[int], None],
+                 tell: Callable[[object], None], count: Callable[[str, int], None],
                  on_broken: Callable[[Failure], None]) -> None:
         self._parameters = parameters
         self._shares = shares
@@ -282,7 +283,7 @@ class ShareHomes:
             # What we have not made durable we have not pushed, whatever the server says.
             held = min(max(0, sink.held - DATA_OFFSET) // block_size, self.durable // size)
             share.next_segment = share.segments_held = held
-            self._count(max(0, share.segments_before - held) * block_size)
+            self._count("bytes_pushed_again", max(0, share.segments_before - held) * block_size)
         share.segments_before = 0
 
     # -- servers that do not answer -------------------------------------------------------------------------
@@ -317,6 +318,8 @@ class ShareHomes:
             if server is not None and share.unanswered and share.waited > self._stall_patience(share, server):
                 self.log.info("storage server {server} has not answered for {seconds} s",
                               server=server.name, seconds=int(share.waited))
+                if server.server_id not in self._stalled:
+                    self._count("servers_stalled", 1)
                 self._stalled.add(server.server_id)
                 self.lose(share)
 
@@ -327,6 +330,7 @@ class ShareHomes:
             return patience
         if self.must_complete and server.server_id not in self._stalled:
             self._stalled.add(server.server_id)
+            self._count("servers_stalled", 1)
             self._check_enough()  # those who wait for the answer are told
         return max(patience, self._patience.needed)
 
@@ -346,6 +350,7 @@ class ShareHomes:
             return
         if share.server is not None:
             share.tried.add(share.server.server_id)
+            self._count("shares_lost", 1)
         sink = share.leave(ShareState.LOST)
         if sink is not None:
             sink.abort()
@@ -368,6 +373,7 @@ class ShareHomes:
             if home is not None:
                 self.log.info("share {shnum} goes to storage server {server}",
                               shnum=share.shnum, server=servers[home].name)
+                self._count("shares_rehomed", 1)
                 self._allocate(servers[home], [share])
 
     def _check_enough(self) -> None:

@@ -43,14 +43,15 @@ ABANDON_PATIENCE = 5
 
 class SharePusher:
     """Places the shares of one upload and pushes them. Tells the session's events to `tell`, `on_homes` which
-    server (ID) each share is on whenever that changes, and `on_settled` when every share is closed or given up."""
+    server (ID) each share is on whenever that changes, `on_settled` which shares were given up when all others are
+    closed, and `count` what adds to counters."""
 
     log = Logger()
 
     def __init__(self, parameters: Parameters, pipeline: Pipeline, grid: Grid, policy: AllocationPolicy,
                  clock: IReactorTime, staging_secret: bytes, patience: Patience, random_below: Callable[[int], int],
                  tell: Callable[[object], None], on_homes: Callable[[Mapping[int, bytes]], None],
-                 count_again: Callable[[int], None], on_settled: Callable[[], None]) -> None:
+                 count: Callable[[str, int], None], on_settled: Callable[[list[int]], None]) -> None:
         self._parameters = parameters
         self._pipeline = pipeline
         self._clock = clock
@@ -61,7 +62,7 @@ class SharePusher:
         self._on_settled = on_settled
         self._shares = [Share(shnum) for shnum in range(parameters.n)]
         self._homes = ShareHomes(parameters, self._shares, pipeline, grid, policy, clock, staging_secret, patience,
-                                 self._soon, tell, count_again, self._broken)
+                                 self._soon, tell, count, self._broken)
         self._in_flight_limit = min(IN_FLIGHT_PER_SHARE_MAX, IN_FLIGHT_MAX // parameters.n)
         self._begun = self._publish = self._answered = self._ready_told = False
         self._storage_index: bytes | None = None  # once shares are to be sealed
@@ -412,10 +413,8 @@ class SharePusher:
                 s.state in (ShareState.CLOSED, ShareState.LOST) for s in self._shares):
             self._settled = True
             missing = [s.shnum for s in self._shares if s.state is ShareState.LOST]
-            if missing:
-                self.log.warn("shares {missing} could not be placed; a repair will make them", missing=missing)
             self.stop()
-            self._on_settled()
+            self._on_settled(missing)
 
     def _start_timer(self, name: str, delay: float, function: Callable[[], None]) -> None:
         self._stop_timer(name)
