@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import attrs
+import pytest
 import reactor_loop
 from allmydata.util import base32, hashutil
 from foolscap.api import Tub
@@ -197,6 +198,13 @@ class Caller:
     def _call(self, call: Callable[[HelperLink], Awaitable[HelperAnswer]]) -> HelperAnswer:
         link = self._linked
         return reactor_loop.run(lambda: call(link), 60)
+
+
+def refusal_of(call: Callable[[], HelperAnswer]) -> str:
+    """The code that a call is refused with."""
+    with pytest.raises(HelperRefused) as caught:
+        call()
+    return str(caught.value.code)
 
 
 async def _awaited(awaitable: Awaitable[HelperAnswer]) -> HelperAnswer:
