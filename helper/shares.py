@@ -52,6 +52,7 @@ class Share:
     sealing: bool = False
     #: Grows with every new home; answers to an older one are ignored.
     generation: int = 0
+    sealed_here: bool = False  # this run of the helper has asked for it: what is prepared is of this very file
     segments_before: int = 0  # acknowledged by the server before it went away
     tried: set[bytes] = attrs.field(factory=set)  # servers that this share was lost on
 
