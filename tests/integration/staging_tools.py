@@ -15,7 +15,7 @@ import pytest
 import reactor_loop
 from allmydata.util import base32, hashutil
 from foolscap.api import Tub
-from grid_tools import BLOCKS_OFFSET, CONTAINER_HEADER, SEGMENT, SharedGrid, spool_of, wait_for
+from grid_tools import BLOCKS_OFFSET, CONTAINER_HEADER, SharedGrid, spool_of, wait_for
 from oracle import Encoded, encode
 from twisted.internet.defer import Deferred
 
@@ -25,6 +25,7 @@ from client_shim.helper_edge import HelperAnswer, HelperLink, connect, make_tub
 from client_shim.local_config import GridOptions
 from client_shim.local_grid import LocalGrid, ShareFile
 from client_shim.local_node import NodeProcess
+from client_shim.server_order import order_of, parse_seeds
 from helper.ciphertext import CiphertextHasher
 from helper.parameters import Parameters
 
@@ -139,14 +140,22 @@ class Caller:
         reactor_loop.run(stop)
 
     def open(self) -> HelperAnswer:
-        return self._call(lambda link: link.open(self.upload_id, self.file.parameters.to_wire()))
+        """Then says where readers will look, as clients do."""
+        answer = self._call(lambda link: link.open(self.upload_id, self.file.parameters.to_wire()))
+        seeds = answer.fields["permutation-seeds"]
+        assert isinstance(seeds, bytes)
+        order = order_of(self.file.storage_index, parse_seeds(seeds))
+        self._call(lambda link: link.order(self.upload_id, order))
+        return answer
 
     def put(self, start: int, end: int) -> int:
         """Sends these bytes of the ciphertext; returns the durable length when they are."""
+        durable = start
         for offset in range(start, end, MiB // 2):
             data = self.file.ciphertext[offset:min(end, offset + MiB // 2)]
             answer = self._call(lambda link, at=offset, d=data: link.put_ciphertext(self.upload_id, at, d))
-        return answer.number("durable")
+            durable = answer.number("durable")
+        return durable
 
     def status(self) -> HelperAnswer:
         return self._call(lambda link: link.status(self.upload_id))
@@ -243,7 +252,7 @@ def wait_for_trees(grid: LocalGrid, helper: NodeProcess, before: list[set[str]])
 
 def staged_to(grid: LocalGrid, segments: int, shares: int, k: int = 3) -> list[ShareFile]:
     """Waits until so many shares hold the blocks of so many full segments: those shares."""
-    size = CONTAINER_HEADER + BLOCKS_OFFSET + segments * (SEGMENT // k)
+    size = CONTAINER_HEADER + BLOCKS_OFFSET + segments * -(-MAX_SEGMENT // k)
 
     def held() -> list[ShareFile] | None:
         staged = [share for share in grid.staged_shares() if _size(share) >= size]

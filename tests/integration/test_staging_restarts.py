@@ -39,6 +39,7 @@ SERVERS = STAGING.storage_nodes
 BLOCK = SEGMENT // STAGING.k
 #: What a storage node may have taken and not synced when it is killed; protocol.txt §16.3.
 UNSYNCED_MAX = 4 * MiB
+BYTES_WRITTEN = "streaming_staging.bytes_written"
 
 
 @pytest.fixture(scope="module")
@@ -74,23 +75,23 @@ def test_storage_node_restarted_in_mid_stream(shared: SharedGrid, restart: Calla
     """At rest: all that was sent is written, and the share has more than was synced."""
     victim, helper = shared.grid.storage[1], shared.grid.helper
     file = new_file(shared.grid.options, 21 * SEGMENT + 1000)
-    sent_again, written = pushed_again(helper), statistic(victim, "streaming_staging.bytes_written")
+    sent_again, written = pushed_again(helper), statistic(victim, BYTES_WRITTEN)
     with Caller(shared.grid.helper_furl, file) as caller, servers_restored(shared, victim):
         caller.open()
         caller.put(0, 18 * SEGMENT)
         staged_to(shared.grid, 18, SERVERS)
-        written = statistic(victim, "streaming_staging.bytes_written") - written
+        written = statistic(victim, BYTES_WRITTEN) - written
         restart(victim)
         caller.put(18 * SEGMENT, len(file.plaintext))
         staged_to(shared.grid, 21, SERVERS)
         assert caller.finish().fields["ueb"] == file.by_stock.ueb
     assert pushed_again(helper) - sent_again <= UNSYNCED_MAX
-    written += statistic(victim, "streaming_staging.bytes_written")
+    written += statistic(victim, BYTES_WRITTEN)
     assert 21 * BLOCK <= written <= len(file.by_stock.shares[0]) + UNSYNCED_MAX
     assert_good(shared, file)
 
 
-@pytest.mark.parametrize("restart", [stop_and_start, kill_and_start])
+@pytest.mark.parametrize("restart", [pytest.param(stop_and_start, marks=pytest.mark.long), kill_and_start])
 def test_storage_nodes_restarted_while_bytes_flow(shared: SharedGrid, restart: Callable[[NodeProcess], None]) -> None:
     """One after the other."""
     victims, helper = shared.grid.storage[2:4], shared.grid.helper
@@ -158,6 +159,13 @@ class Crash:
 
     shared: SharedGrid
     caller: Caller
+    written_before: int = 0
+
+    def send_all(self) -> None:
+        """Until every full segment is staged."""
+        self.written_before = statistic(self.last, BYTES_WRITTEN)
+        self.caller.send_all()
+        staged_to(self.shared.grid, 4, SERVERS)
 
     def all_prepared_but_last(self) -> Pending:
         """`finish` waits for the last node, which is suspended; the others have prepared their shares."""
@@ -170,9 +178,20 @@ class Crash:
     def all_prepared_and_nothing_decided(self) -> None:
         """The last node's answer is on its way to the helper, which is suspended."""
         self.all_prepared_but_last()
+        # The last node gets the end of its share, and then the helper hears that it has it, and says prepare.
+        size = len(self.caller.file.by_stock.shares[0])
+        self.take_turns(lambda: statistic(self.last, BYTES_WRITTEN) - self.written_before == size)
+        self.last.suspend()
+        self.helper.resume()
+        for _ in range(3):  # an answer shows that the helper has done what was due before the question
+            self.caller.status()
+        self.take_turns(lambda: prepared_on(self.last))
+
+    def take_turns(self, done: Callable[[], bool]) -> None:
+        """Now only the last node works, until `done`."""
         self.helper.suspend()
         self.last.resume()
-        wait_for("the last share to be prepared", lambda: prepared_on(self.last))
+        wait_for("the last storage node", done)
 
     def decided_and_assigned(self, count: int) -> None:
         """Publication is decided, and `count` nodes have assigned their shares; others have the call in their
@@ -220,9 +239,8 @@ def test_helper_killed_when_shares_are_prepared(shared: SharedGrid, step: str, t
     grid, file, before = shared.grid, everywhere(shared), trees(shared.grid)
     with restarted_helper(shared) as start, servers_restored(shared, *grid.storage):
         with Caller(grid.helper_furl, file) as caller:
-            caller.send_all()
-            staged_to(grid, 4, SERVERS)
             crash = Crash(shared, caller)
+            crash.send_all()
             if step == "some prepared":
                 crash.all_prepared_but_last()
             else:
@@ -246,17 +264,20 @@ def test_helper_killed_when_shares_are_prepared(shared: SharedGrid, step: str, t
         assert_good(shared, file)
 
 
-@pytest.mark.parametrize("nodes", ["resumed", "restarted"])
-@pytest.mark.parametrize("assigned", [0, pytest.param(1, marks=pytest.mark.long), 2,
-                                      pytest.param(4, marks=pytest.mark.long), 5])
+DEFAULT_CASES = [(0, "resumed"), (2, "resumed"), (2, "restarted"), (5, "resumed")]
+LONG_CASES = [(0, "restarted"), (1, "resumed"), (1, "restarted"), (4, "resumed"), (4, "restarted"), (5, "restarted")]
+
+
+@pytest.mark.parametrize(("assigned", "nodes"), [
+    *DEFAULT_CASES, *(pytest.param(*case, marks=pytest.mark.long) for case in LONG_CASES)])
 def test_helper_killed_while_shares_are_assigned(shared: SharedGrid, assigned: int, nodes: str) -> None:
     """It is decided: after the restart the helper completes it by itself, and a repeated finish has the answer."""
     grid, file = shared.grid, everywhere(shared)
     with restarted_helper(shared) as start, servers_restored(shared, *grid.storage):
         with Caller(grid.helper_furl, file) as caller:
-            caller.send_all()
-            staged_to(grid, 4, SERVERS)
-            Crash(shared, caller).decided_and_assigned(assigned)
+            crash = Crash(shared, caller)
+            crash.send_all()
+            crash.decided_and_assigned(assigned)
             grid.helper.kill()
         for node in grid.storage[assigned:]:
             if nodes == "restarted":  # so that calls in its sockets are lost
