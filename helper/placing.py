@@ -72,6 +72,7 @@ class ShareHomes:
         self._any_order = hashlib.sha256(_ORDER_TAG + staging_secret).digest()[:16]
         self._ranked: list[bytes] = []  # server IDs, as the client wants them
         self._homes_before: Mapping[int, bytes] = {}  # share number → server ID, of an earlier run
+        self._decided_before = False  # an earlier run has decided to publish
         self._staging_enough: bool | None = None  # see StagingEnough; None before shares are placed
         self._known_index: bytes | None = None  # perhaps not told to servers yet
         self._awaited: set[Deferred[StorageServer | None]] = set()  # servers that are away
@@ -95,9 +96,10 @@ class ShareHomes:
         """In which order the client wants servers (IDs) to be asked, from now on."""
         self._ranked = servers
 
-    def return_to(self, homes: Mapping[int, bytes]) -> None:
-        """Shares (by number) were on these servers (IDs) in an earlier run of the helper, and may still be."""
-        self._homes_before = homes
+    def return_to(self, homes: Mapping[int, bytes], decided: bool) -> None:
+        """Shares (by number) were on these servers (IDs) in an earlier run of the helper, and may still be. `decided`:
+        to publish them."""
+        self._homes_before, self._decided_before = homes, decided
 
     def use_storage_index(self, storage_index: bytes) -> None:
         """All servers may be told it: those that wait for it get their shares now. No-op the second time."""
@@ -276,7 +278,11 @@ class ShareHomes:
         """Continue a share where the server has it from before."""
         size = self._pipeline.segment_size
         block_size = 0 if size is None else size // self._parameters.k
-        if sink.prepared:
+        if sink.prepared and not (share.sealed_here or self._decided_before):
+            # An earlier run's `finish` was not decided, and the file may have grown since: other bytes, even if not
+            # more of them in this share.
+            self._move([share])
+        elif sink.prepared:
             share.next_segment = share.segments_held = ALL_SEGMENTS
             share.ended = True
         elif size is not None:

@@ -78,10 +78,10 @@ class SharePusher:
         """In which order (of server IDs) the client wants servers to be asked."""
         self._homes.rank(servers)
 
-    def return_to(self, homes: Mapping[int, bytes]) -> None:
+    def return_to(self, homes: Mapping[int, bytes], decided: bool) -> None:
         """See ShareHomes."""
         self._told_homes = homes
-        self._homes.return_to(homes)
+        self._homes.return_to(homes, decided)
 
     def use_storage_index(self, storage_index: bytes) -> None:
         """Servers that want the storage index first may be told it."""
@@ -335,7 +335,7 @@ class SharePusher:
                     verifying = Deferred.fromCoroutine(self._verify_existing(share.shnum, share.existing))
                     self._ask(share, "verify", verifying, self._closed)
                 elif share.ended and not share.unacknowledged and share.sink is not None:
-                    share.sealing = True
+                    share.sealing = share.sealed_here = True
                     sealing = share.sink.seal(storage_index, completion.layout.share_size)
                     self._ask(share, "seal", sealing, self._became_ready)
             elif share.state is ShareState.READY and self._publish and share.sink is not None:

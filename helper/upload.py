@@ -114,7 +114,7 @@ class Upload:
         r, work = self._record, self._work
         if r.order is not None:
             work.pusher.rank([r.servers[i] for i in r.order])
-        work.pusher.return_to(r.homes)
+        work.pusher.return_to(r.homes, decided=r.finish is not None)
         work.pipeline.set_durable(spool_file.durable)
         work.pusher.set_durable(spool_file.durable)
         self.tell(self._resumed(spool_file.durable, r.error, unplaced=True))
