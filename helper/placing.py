@@ -135,6 +135,12 @@ class ShareHomes:
         for waiting in list(self._awaited):
             waiting.cancel()
 
+    def complete(self) -> None:
+        """Publication has begun: never give up. Shares that were lost before find homes now, too."""
+        self.must_complete = True
+        if self.placed:
+            self._check_enough()
+
     def let_go_of_absent(self) -> None:
         """Of what servers keep that are away."""
         for share in self._shares:

@@ -114,9 +114,10 @@ class SharePusher:
 
     def publish(self) -> None:
         """Close every share as it becomes ready."""
-        self._publish = self._homes.must_complete = True
+        self._publish = True
         if self._storage_index is not None:
             self._homes.use_storage_index(self._storage_index)
+        self._homes.complete()
         self._soon()
 
     def abandon(self) -> Deferred[None]:

@@ -471,6 +471,7 @@ class Upload:
         if self._working is not None:
             self._working.pipeline.stop()
             self._working.spool.drop()
+            self._services.room.release(self.name)
             if self._abandoned is None:
                 self._abandoned = self._working.pusher.abandon()
 

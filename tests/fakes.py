@@ -101,6 +101,10 @@ class FakeServer:
         self._faults[operation, nth] = fault
         self.seals |= operation == "seal"
 
+    def requests(self, operation: str) -> int:
+        """How many of that kind there were."""
+        return self._counts[operation]
+
     def refuse_from_now_on(self) -> None:
         """Grant nothing any more."""
         self.capacity = 0

@@ -326,6 +326,24 @@ def test_publishing_goes_on_by_itself(staging: int) -> None:
         assert finish(world) == expected(DATA, PARAMETERS).ueb
 
 
+@pytest.mark.parametrize("staging", [7, 0, 3])
+def test_a_server_that_refuses_a_share_after_a_restart_is_asked_again(staging: int) -> None:
+    """There are no others, and publication never gives up."""
+    with World(7, staging=staging) as world:
+        begin_upload(world, 20_000)
+        for server in world.grid.servers:
+            server.plan("publish", 1, Fault.HANG)
+        outcome(begin(world.link().finish(ID, len(DATA), SI, *hashes())))
+        world.wait(5)
+        assert world.only_upload().session.state is State.PUBLISHING
+        refusing = world.grid.servers[0]
+        refusing.plan("allocate", refusing.requests("allocate") + 1, Fault.REFUSE)
+        world.restart()
+        world.wait(30)
+        assert finish(world) == expected(DATA, PARAMETERS).ueb
+        assert refusing.published
+
+
 def test_a_result_is_remembered_for_as_long_as_it_is_kept() -> None:
     with World() as world:
         begin_upload(world, 20_000)
