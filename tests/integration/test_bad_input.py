@@ -37,7 +37,7 @@ from grid_tools import (
 from oracle import encode
 
 from client_shim.cipher import Encryptor
-from client_shim.errors import HelperMisbehaved, HelperRefused
+from client_shim.errors import HelperLost, HelperMisbehaved, HelperRefused
 from client_shim.helper_edge import HelperAnswer, HelperLink, connect, make_tub
 from client_shim.verify import cap_of
 from helper.ciphertext import CiphertextHasher, CiphertextHashes
@@ -232,18 +232,26 @@ def test_oversized_message(upload: Upload, size: int) -> None:
     assert upload.put(0, bytes(MiB)).fields["durable"] == MiB
 
 
-def test_message_beyond_the_schema(shared: SharedGrid, tub: Tub) -> None:
-    """Our own side does not send it; the helper's side does not take it from one that does."""
-    link = reactor_loop.run(lambda: connect(tub, shared.grid.helper_furl), PATIENCE)
-    upload = Upload(link)
-    upload.open()
-    before = upload.call("status")
-    for _ in range(2):
-        with pytest.raises(HelperMisbehaved, match=r"outside the agreed bounds|RemoteException"):
+def test_message_beyond_the_schema(shared: SharedGrid, link: HelperLink) -> None:
+    """Our own side does not send it; the helper's side drops a peer that does (protocol.txt §10.5)."""
+    own_tub = reactor_loop.now(make_tub)
+    reactor_loop.now(own_tub.startService)
+    try:
+        own_link = reactor_loop.run(lambda: connect(own_tub, shared.grid.helper_furl), PATIENCE)
+        upload = Upload(own_link)
+        upload.open()
+        before = upload.call("status")
+        with pytest.raises(HelperMisbehaved, match="outside the agreed bounds"):
             upload.put(0, bytes(4 * MiB + 1))
         assert upload.call("status") == before
-        link._rref.tracker.interface = None  # a client that does not check
-    upload.call("abort")
+        own_link._rref.tracker.interface = None  # a client that does not check
+        with pytest.raises(HelperLost):
+            upload.put(0, bytes(4 * MiB + 1))
+    finally:
+        reactor_loop.run(own_tub.stopService)
+    same = Upload(link, upload.upload_id)  # nobody else was disconnected
+    assert same.call("status") == before
+    same.call("abort")
 
 
 def test_empty_message_and_impossible_offsets(upload: Upload) -> None:
