@@ -204,6 +204,22 @@ def test_idle_time_counts_over_restarts() -> None:
         world.check_nothing_left()
 
 
+def test_after_a_start_a_client_has_time_to_come_back() -> None:
+    """By the clock it may have been away for ever, but the clock may have been set."""
+    with World() as world:
+        begin_upload(world)
+        world.kill()
+        world.wait(2 * SMALL.idle_expiry)
+        world.start()
+        world.wait(2 * SMALL.sweep_interval)
+        assert world.run(world.link().status(ID)).fields["state"] == b"open"  # a call: it is not idle
+        world.kill()
+        world.wait(2 * SMALL.idle_expiry)
+        world.start()
+        world.wait(8 * SMALL.sweep_interval)
+        assert world.run(world.link().status(ID)).fields["state"] == b"expired"
+
+
 def test_spool_files_that_no_upload_needs_are_removed() -> None:
     with World() as world:
         world.kill()
