@@ -51,6 +51,7 @@ class SettableClock(ProcessClock):
         self.shift(ahead)
         #: Seconds by which it was ever set back: so much longer than it should, what was to be called may wait.
         self.set_back = 0.0
+        self.times_set_forward = 0
 
     @property
     def ahead(self) -> float:
@@ -70,6 +71,7 @@ class SettableClock(ProcessClock):
         """By so many seconds; back if they are negative."""
         self.shift(seconds)
         self.set_back += max(0.0, -seconds)
+        self.times_set_forward += seconds > 0
         now = self._clock.seconds()
         for call in self.getDelayedCalls():
             call.reset(max(0.0, call.getTime() - now - seconds))

@@ -194,6 +194,8 @@ def _kill_in_call(power: bool) -> Inject:
 
 def _set_clock(sign: int) -> Inject:
     def inject(world: SimulatedWorld, planned: Planned) -> None:
+        if sign > 0 and world.process.times_set_forward == 2:
+            return  # each counts as idle time, if little: no limit stands any number of them
         world.process.set_forward(_jump(planned) * (2 if sign > 0 else -1))
         world.fired(planned)
 

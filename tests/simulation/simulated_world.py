@@ -426,8 +426,8 @@ class SimulatedWorld:
 
 
 def _settings(schedule: Schedule) -> Settings:
-    # A client whose clock is set back waits so much longer, as Twisted does: its upload must not have expired then. Else
-    # a shorter time will do, which takes fewer steps. It is longer than ten jumps of the helper's clock count for.
+    # A client whose clock is set back waits so much longer, as Twisted does: its upload must not have expired then.
+    # Else a shorter time will do, which takes fewer steps. Ten jumps of the helper's clock count for less than it.
     set_back = any(planned.kind is FaultKind.CLIENT_CLOCK_BACK for planned in schedule.faults)
     expiry, sweep_interval = (302_400, 21_600) if set_back else (86_400, 3600)
     return Settings(
