@@ -83,9 +83,9 @@ class Spool:
         self._files.used -= size
 
     def free(self) -> int:
-        """Bytes that the file system has left for us. Blocks, if seldom for long."""
+        """Bytes that the file system has left for us beside what is being written. Blocks, if seldom for long."""
         state = self._system.statvfs(self._directory)
-        return int(state.f_bavail * state.f_frsize)
+        return max(0, int(state.f_bavail * state.f_frsize) - self._files.queued)
 
     def file(self, name: str, on_stored: Callable[[int], None], on_failed: Callable[[str], None],
              on_full: Callable[[str], None] | None = None) -> SpoolFile:
