@@ -531,7 +531,8 @@ class FakeStagedSink:
             if place not in self.server.published:
                 self.server.published[place] = Published(bytes(share.data), len(share.data))
                 self.server.closed_at[self.shnum] = self.server.clock.seconds()
-                return None
+                if not (self.prepared or self.held > DATA_OFFSET):
+                    return None
         if place not in self.server.published:
             raise ServerError("unknown-staging")
         return FakeShare(self.server, self.connection, place)
