@@ -71,6 +71,7 @@ class ShareHomes:
         self._any_order = hashlib.sha256(_ORDER_TAG + staging_secret).digest()[:16]
         self._ranked: list[bytes] = []  # server IDs, as the client wants them
         self._homes_before: Mapping[int, bytes] = {}  # share number → server ID, of an earlier run
+        self._had_earlier_run = False
         self._staging_enough: bool | None = None  # see StagingEnough; None before shares are placed
         self._known_index: bytes | None = None  # perhaps not told to servers yet
         self._awaited: set[Deferred[StorageServer | None]] = set()  # servers that are away
@@ -97,6 +98,7 @@ class ShareHomes:
     def return_to(self, homes: Mapping[int, bytes]) -> None:
         """Shares (by number) were on these servers (IDs) in an earlier run of the helper, and may still be."""
         self._homes_before = homes
+        self._had_earlier_run = True
 
     def use_storage_index(self, storage_index: bytes) -> None:
         """All servers may be told it: those that wait for it get their shares now. No-op the second time."""
@@ -137,6 +139,14 @@ class ShareHomes:
         for share in self._shares:
             if share.state is ShareState.AWAY and share.server is not None:
                 share.server.let_go(self._target, [share.shnum])
+
+    def let_go_of_strays(self) -> None:
+        """The upload is over: remove what an earlier run, killed before it could record that, had staged anywhere."""
+        if not self._had_earlier_run:
+            return
+        for server in self._grid.servers_for(self._any_order):
+            if server.stages:
+                server.let_go(self._target, [share.shnum for share in self._shares])
 
     # -- placing -----------------------------------------------------------------------------------------
 
