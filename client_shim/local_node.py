@@ -97,6 +97,11 @@ class NodeProcess:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def exit_status(self) -> int | None:
+        """That of the process, negative if a signal ended it; None while it runs, and when it was never started."""
+        return None if self._process is None else self._process.poll()
+
+    @property
     def web_url(self) -> str:
         """Root of the node's web API, `http://127.0.0.1:PORT/`. NodeError until it is known."""
         try:

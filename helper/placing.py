@@ -72,6 +72,7 @@ class ShareHomes:
         self._any_order = hashlib.sha256(_ORDER_TAG + staging_secret).digest()[:16]
         self._ranked: list[bytes] = []  # server IDs, as the client wants them
         self._homes_before: Mapping[int, bytes] = {}  # share number → server ID, of an earlier run
+        self._had_earlier_run = False
         self._decided_before = False  # an earlier run has decided to publish
         self._staging_enough: bool | None = None  # see StagingEnough; None before shares are placed
         self._known_index: bytes | None = None  # perhaps not told to servers yet
@@ -100,6 +101,7 @@ class ShareHomes:
         """Shares (by number) were on these servers (IDs) in an earlier run of the helper, and may still be. `decided`:
         to publish them."""
         self._homes_before, self._decided_before = homes, decided
+        self._had_earlier_run = True
 
     def use_storage_index(self, storage_index: bytes) -> None:
         """All servers may be told it: those that wait for it get their shares now. No-op the second time."""
@@ -146,6 +148,14 @@ class ShareHomes:
         for share in self._shares:
             if share.state is ShareState.AWAY and share.server is not None:
                 share.server.let_go(self._target, [share.shnum])
+
+    def let_go_of_strays(self) -> None:
+        """The upload is over: remove what an earlier run, killed before it could record that, had staged anywhere."""
+        if not self._had_earlier_run:
+            return
+        for server in self._grid.servers_for(self._any_order):
+            if server.stages:
+                server.let_go(self._target, [share.shnum for share in self._shares])
 
     # -- placing -----------------------------------------------------------------------------------------
 

@@ -125,6 +125,7 @@ class SharePusher:
         self._homes.let_go_of_absent()
         sinks = [share.leave(ShareState.LOST) for share in self._shares]
         waiting = [*self._homes.pending, *(sink.abort() for sink in sinks if sink is not None)]
+        self._homes.let_go_of_strays()
         self.stop()
         done: Deferred[None] = Deferred()
         timer = self._clock.callLater(ABANDON_PATIENCE, done.callback, None)
@@ -414,6 +415,7 @@ class SharePusher:
                 s.state in (ShareState.CLOSED, ShareState.LOST) for s in self._shares):
             self._settled = True
             missing = [s.shnum for s in self._shares if s.state is ShareState.LOST]
+            self._homes.let_go_of_strays()
             self.stop()
             self._on_settled(missing)
 

@@ -39,8 +39,8 @@ class StagingLink(Protocol):
     def rref(self) -> Any:
         """Refers to an RIStagingServer; None while it is not connected."""
 
-    def abort_later(self, name: bytes, shnum: int) -> None:
-        """Remove a staged share as soon as the server is connected again."""
+    def abort_later(self, name: bytes, *shnums: int) -> None:
+        """Remove staged shares (at least one) as soon as the server is connected again."""
 
 
 @attrs.frozen
@@ -90,9 +90,8 @@ class StagingStorageServer:
         return Granted(sinks, existing)
 
     def let_go(self, target: Target, shnums: Sequence[int]) -> None:
-        name = staging_name(target.staging_secret, self.server_id)
-        for shnum in shnums:
-            self.link.abort_later(name, shnum)
+        if shnums:
+            self.link.abort_later(staging_name(target.staging_secret, self.server_id), *shnums)
 
     def on_disconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
         rref = self.link.rref

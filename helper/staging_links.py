@@ -20,7 +20,7 @@ from helper.stock import short_name
 
 #: A plugin that could not be reached is tried again after so many seconds, doubled each time up to the second.
 RETRY_FIRST, RETRY_MOST = 1.0, 300.0
-#: Staged shares of ended uploads that one absent server still has to remove; the rest expires there.
+#: Removals of staged shares of ended uploads that one absent server still has to hear of; the rest expires there.
 ABORTS_MAX = 10_000
 
 
@@ -52,17 +52,17 @@ class PluginLink:
         self._retry: IDelayedCall | None = None
         self._delay = RETRY_FIRST
         self._stopped = self._unreachable = False
-        self._aborts: list[tuple[bytes, int]] = []
+        self._aborts: list[tuple[bytes, tuple[int, ...]]] = []
 
     @property
     def connecting(self) -> bool:
         """Whether it will soon be known whether the plugin can be reached. Not while it is only tried again."""
         return self._attempt is not None and not self._unreachable
 
-    def abort_later(self, name: bytes, shnum: int) -> None:
+    def abort_later(self, name: bytes, *shnums: int) -> None:
         """See StagingLink."""
         if len(self._aborts) < ABORTS_MAX:
-            self._aborts.append((name, shnum))
+            self._aborts.append((name, shnums))
         if self.rref is not None:
             self._send_aborts()
 
@@ -126,15 +126,15 @@ class PluginLink:
 
     def _send_aborts(self) -> None:
         aborts, self._aborts = self._aborts, []
-        for name, shnum in aborts:
-            self.rref.callRemote("abort", name, [shnum]).addErrback(self._abort_failed, self.rref, name, shnum)
+        for name, shnums in aborts:
+            self.rref.callRemote("abort", name, list(shnums)).addErrback(self._abort_failed, self.rref, name, shnums)
 
-    def _abort_failed(self, failure: Failure, rref: Any, name: bytes, shnum: int) -> None:
+    def _abort_failed(self, failure: Failure, rref: Any, name: bytes, shnums: tuple[int, ...]) -> None:
         """What was refused expires there. If the connection was lost we may not have been told so yet."""
         if not failure.check(*CONNECTION_LOST):
             return
         if len(self._aborts) < ABORTS_MAX:
-            self._aborts.append((name, shnum))
+            self._aborts.append((name, shnums))
         if self.rref is not None and self.rref is not rref:
             self._send_aborts()
 

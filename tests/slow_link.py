@@ -49,6 +49,21 @@ class SlowLink:
         assert self._process is not None
         self._process.send_signal(signal.SIGUSR1)
 
+    def slow(self) -> None:
+        """From now on the rate is a tenth."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGUSR2)
+
+    def stall(self) -> None:
+        """Forward nothing until `go_on`; connections stay, and new ones are accepted by the system."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """After `stall`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def cut(self) -> int:
         """End the link and every connection over it, at once. Returns how many there were."""
         if self._process is None:
@@ -77,9 +92,13 @@ class _Proxy:
             each.close()
         self._sockets.clear()
 
+    def _slow(self) -> None:
+        self._rate /= 10
+
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGUSR1, self._drop)
+        loop.add_signal_handler(signal.SIGUSR2, self._slow)
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)  # inherited by connections
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)

@@ -6,6 +6,7 @@ import pytest
 from fakes import FakeServer, FakeStagingServer, Fault
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
 from world import KEY, SI, SMALL, World, begin, expected, outcome, plaintext, with_size, write_all
 
 from client_shim.cipher import Encryptor
@@ -89,6 +90,30 @@ def test_staged_shares_continue_where_they_were() -> None:
         send(world, 10_000, 20_000)
         finish(world)
         check_stored(world)
+
+
+@pytest.mark.parametrize("ended", ["finished", "aborted"])
+def test_shares_whose_homes_were_never_recorded_are_removed_in_the_end(ended: str) -> None:
+    with World(12, staging=12) as world:
+        world.run(world.link().open(ID, PARAMETERS.to_wire()))
+        world.kill()
+        nothing_recorded: list[object] = []
+        world.start(in_ledger_thread=lambda *work: nothing_recorded.append(work) or Deferred())
+        send(world, 0, 5000)
+        away, *_others = [server for server in world.grid.staging if server.staged]
+        assert nothing_recorded
+        world.kill()
+        away.disconnect()
+        world.start()
+        send(world, 5000, 20_000)
+        away.reconnect()
+        assert away.staged, "from the run before; its share has another home"
+        if ended == "aborted":
+            world.run(world.link().abort(ID))
+            world.check_nothing_left()
+        else:
+            finish(world)
+            check_stored(world)
 
 
 def test_an_early_storage_index_is_remembered() -> None:

@@ -46,8 +46,8 @@ class Link:
     rref: Any
     later: list[tuple[bytes, int]] = attrs.field(factory=list)
 
-    def abort_later(self, name: bytes, shnum: int) -> None:
-        self.later.append((name, shnum))
+    def abort_later(self, name: bytes, *shnums: int) -> None:
+        self.later += [(name, shnum) for shnum in shnums]
 
 
 @attrs.frozen
