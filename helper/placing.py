@@ -1,5 +1,4 @@
-"""Homes for the shares of one upload: asks storage servers for room, finds others when they fail, and
-moves shares to larger allocations while the size of the file is unknown (protocol.txt §8)."""
+"""Homes for the shares of one upload: asks storage servers for room, finds others when they fail; protocol.txt §8."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from helper.events import StagingEnough, TooFewServers, TooFewShares
 from helper.interfaces import SIZE_MAX
 from helper.layout import DATA_OFFSET
 from helper.parameters import Parameters
-from helper.patience import Patience, StallRule
+from helper.patience import Patience
 from helper.pipeline import Pipeline
 from helper.placement import (
     Allocation,
@@ -32,9 +31,8 @@ from helper.placement import (
 )
 from helper.shares import ALL_SEGMENTS, LIVE, Share, ShareState
 from helper.sinks import CONNECTION_LOST, AbsentServer, Granted, Grid, ServerRefused, ShareSink, StorageServer, Target
+from helper.stalls import StallWatch
 
-#: Servers that do not answer are looked for this often; seconds.
-STALL_INTERVAL = 1.0
 #: While too few servers are left to complete a publication, they are looked for this often; seconds.
 RETRY_INTERVAL = 5
 
@@ -80,16 +78,11 @@ class ShareHomes:
         self.durable = 0
         self.stopped = False
         self._patience = patience
-        self._stall_rule = StallRule(patience.stall)
-        self._stall_call: IDelayedCall | None = None
-        self._looked_for_stalled = 0.0
-        self._stalled: set[bytes] = set()  # servers (IDs) that do not answer
+        self.calls = StallWatch(shares, patience, clock, lambda server: not self._can_do_without(server),
+                                self._server_stalled)
         self.placed = False
         self.must_complete = False  # publication has begun: never give up
         self._watched: dict[bytes, Callable[[], None]] = {}
-        # Servers whose shares are moving to larger allocations: how many segments each share must hold again.
-        self._growing: dict[bytes, dict[Share, int]] = {}
-        self._cannot_grow: set[bytes] = set()
         self._retry_call: IDelayedCall | None = None
         self.pending: set[Deferred[Any]] = set()  # requests whose answer may bring sinks to let go of
 
@@ -128,9 +121,9 @@ class ShareHomes:
     def stop(self) -> None:
         """Do nothing more."""
         self.stopped = True
-        for call in (self._retry_call, self._stall_call):
-            if call is not None and call.active():
-                call.cancel()
+        self.calls.stop()
+        if self._retry_call is not None and self._retry_call.active():
+            self._retry_call.cancel()
         for cancel in self._watched.values():
             cancel()
         self._watched.clear()
@@ -188,7 +181,7 @@ class ShareHomes:
         index = self._target.storage_index
         servers = {s.server_id: s for s in self._grid.servers_for(self._any_order if index is None else index)}
         order = list(servers) if index is not None else by_rank(list(servers), self._ranked)
-        answering = [s for s in order if s not in self._stalled]
+        answering = [s for s in order if s not in self.calls.stalled]
         return {s: servers[s] for s in (answering if len(answering) >= self._parameters.happy else order)}
 
     def _deal(self, shares: list[Share]) -> None:
@@ -231,7 +224,7 @@ class ShareHomes:
         generations = [(share, share.generation) for share in shares]
         self._watch(server)
         for share in shares:
-            self.asked(share, "allocate")
+            self.calls.asked(share, "allocate")
         d = Deferred.fromCoroutine(self._allocated(server, generations))
         self.pending.add(d)
 
@@ -246,7 +239,7 @@ class ShareHomes:
         d.addErrback(self._on_broken)
 
     async def _allocated(self, server: StorageServer, generations: list[tuple[Share, int]]) -> None:
-        allocation = await self._allocation(server, len(generations))
+        allocation = await self.allocation(server, len(generations))
         if allocation.file_bound < self.durable:
             raise ServerRefused("has no room for the file as it is now")
         if self.stopped:
@@ -257,7 +250,8 @@ class ShareHomes:
         self._on_change()
         await gatherResults([sink.abort() for sink in unwanted if sink is not None])
 
-    async def _allocation(self, server: StorageServer, shares: int) -> Allocation:
+    async def allocation(self, server: StorageServer, shares: int) -> Allocation:
+        """What to ask a server for that takes so many shares, as far as the size of the file is known."""
         size = self.size
         if server.stages:
             return Allocation(0 if size is None else self._policy.exact(size).share_size, SIZE_MAX)
@@ -277,7 +271,7 @@ class ShareHomes:
         sink, existing = granted.sinks.get(share.shnum), granted.existing.get(share.shnum)
         if self.stopped or share.generation != generation:
             return sink
-        self.answered(share)
+        self.calls.answered(share)
         if sink is None and existing is None:
             self.log.info("storage server {server} refused share {shnum}",
                           server=share.server and share.server.name, shnum=share.shnum)
@@ -297,7 +291,7 @@ class ShareHomes:
         if sink.prepared and not (share.sealed_here or self._decided_before):
             # An earlier run's `finish` was not decided, and the file may have grown since: other bytes, even if not
             # more of them in this share.
-            self._move([share])
+            self.move([share])
         elif sink.prepared:
             share.next_segment = share.segments_held = ALL_SEGMENTS
             share.ended = True
@@ -308,53 +302,15 @@ class ShareHomes:
             self._count("bytes_pushed_again", max(0, share.segments_before - held) * block_size)
         share.segments_before = 0
 
-    # -- servers that do not answer -------------------------------------------------------------------------
-
-    def asked(self, share: Share, kind: str) -> None:
-        """A call for the share was made."""
-        share.unanswered.append((kind, self._clock.seconds()))
-        if self._stall_call is None and not self.stopped:
-            self._looked_for_stalled = self._clock.seconds()
-            self._stall_call = self._clock.callLater(STALL_INTERVAL, self._look_for_stalled)
-
-    def answered(self, share: Share) -> None:
-        """The oldest call for the share was answered."""
-        share.waited = 0.0
-        if share.unanswered and share.server is not None:
-            self._stalled.discard(share.server.server_id)
-            kind, when = share.unanswered.popleft()
-            self._stall_rule.finished(kind, share.server.server_id, self._clock.seconds() - when)
-
-    def _look_for_stalled(self) -> None:
-        now = self._clock.seconds()
-        elapsed = min(max(0.0, now - self._looked_for_stalled), 2 * STALL_INTERVAL)  # clocks jump
-        self._looked_for_stalled = now
-        self._stall_call = None
-        waiting = [s for s in self._shares if s.unanswered and s.server is not None]
-        if not waiting or self.stopped:
-            return
-        self._stall_call = self._clock.callLater(STALL_INTERVAL, self._look_for_stalled)
-        for share in waiting:
-            share.waited += elapsed
-            server = share.server
-            if server is not None and share.unanswered and share.waited > self._stall_patience(share, server):
-                self.log.info("storage server {server} has not answered for {seconds} s",
-                              server=server.name, seconds=int(share.waited))
-                if server.server_id not in self._stalled:
-                    self._count("servers_stalled", 1)
-                self._stalled.add(server.server_id)
-                self.lose(share)
-
-    def _stall_patience(self, share: Share, server: StorageServer) -> float:
-        """Longer for a server without which there are too few: it may answer yet."""
-        patience = self._stall_rule.patience(share.unanswered[0][0], server.server_id)
-        if share.waited <= patience or self._can_do_without(server):
-            return patience
-        if self.must_complete and server.server_id not in self._stalled:
-            self._stalled.add(server.server_id)
+    def _server_stalled(self, share: Share, needed: bool) -> None:
+        """The share's server does not answer. While it is `needed` it is waited for, and those who wait are told."""
+        if share.server is not None and share.server.server_id not in self.calls.stalled:
             self._count("servers_stalled", 1)
-            self._check_enough()  # those who wait for the answer are told
-        return max(patience, self._patience.needed)
+            self.calls.stalled.add(share.server.server_id)
+        if not needed:
+            self.lose(share)
+        elif self.must_complete:
+            self._check_enough()
 
     def failed(self, share: Share, failure: Failure) -> None:
         """The share's server did not do what it was asked, or is gone."""
@@ -405,7 +361,7 @@ class ShareHomes:
         counted = LIVE - {ShareState.AWAY} if self.must_complete else LIVE
         live = {s.shnum: s.server.server_id for s in self._shares if s.state in counted and s.server is not None
                 and (s.state is ShareState.CLOSED or not self.must_complete
-                     or s.server.server_id not in self._stalled)}
+                     or s.server.server_id not in self.calls.stalled)}
         k, happy = self._parameters.k, self._parameters.happy
         have = happiness(live.values())
         if have < happy:
@@ -450,7 +406,7 @@ class ShareHomes:
 
     def _can_do_without(self, server: StorageServer) -> bool:
         """Whether there are enough servers without this one."""
-        others = {s for s in self._load() if s != server.server_id} | set(self._servers()) - {server.server_id}
+        others = {*self._load(), *self._servers()} - self.calls.stalled - {server.server_id}
         return len(others) >= self._parameters.happy
 
     def _shares_on(self, server: StorageServer) -> list[Share]:
@@ -499,70 +455,7 @@ class ShareHomes:
         # only the kind of failure: its text may quote arguments
         self.log.info("storage server {server} failed: {kind}", server=server.name, kind=type(failure.value).__name__)
 
-    # -- growing -----------------------------------------------------------------------------------------
-
-    def grow_where_due(self) -> None:
-        """Move shares whose allocation is becoming too small to a larger one, on few servers at a time."""
-        size, growing_max = self.size, max(1, self._parameters.n - self._parameters.happy)
-        for server_id in [s for s in self._growing if self._caught_up(s)]:
-            del self._growing[server_id]
-        by_server: dict[bytes, list[Share]] = {}
-        for share in self._shares:
-            if share.state is ShareState.PUSHING and share.sink is not None and share.server is not None:
-                by_server.setdefault(share.server.server_id, []).append(share)
-        for server_id, shares in by_server.items():
-            bound = min(share.file_bound for share in shares)
-            if size is not None:
-                if bound < size:
-                    self._move(shares)
-            elif server_id in self._cannot_grow:
-                for share in filter(self._full, shares):
-                    self.lose(share)
-            elif (self._policy.growth_due(self.durable, bound) and server_id not in self._growing
-                    # one more when a share can take nothing otherwise: those that are growing may hang
-                    and len(self._growing) < growing_max + any(map(self._full, shares))):
-                self._grow(shares, bound)
-
-    def _caught_up(self, server_id: bytes) -> bool:
-        """Whether every share that moved there holds again what it held before, or has gone elsewhere."""
-        targets = self._growing[server_id]
-        return bool(targets) and all(
-            share.server is None or share.server.server_id != server_id
-            or share.state not in (ShareState.ALLOCATING, ShareState.PUSHING) or share.segments_held >= held
-            for share, held in targets.items())
-
-    def _grow(self, shares: list[Share], bound: int) -> None:
-        server = shares[0].server
-        if server is None:
-            raise ValueError("no server")
-        self._growing[server.server_id] = {}
-        generations = [(share, share.generation) for share in shares]
-
-        async def grow() -> None:
-            allocation = await self._allocation(server, len(shares))
-            still = [share for share, generation in generations if share.generation == generation]
-            if allocation.file_bound <= bound:
-                self.log.info("storage server {server} has no room for {shares} larger shares",
-                              server=server.name, shares=len(shares))
-                self._cannot_grow.add(server.server_id)
-                del self._growing[server.server_id]
-            elif still and not self.stopped:
-                self._growing[server.server_id] = {share: share.segments_held for share in still}
-                await self._move(still)
-            else:
-                del self._growing[server.server_id]
-
-        def failed(failure: Failure) -> None:
-            self.log_loss(server, failure)
-            self._growing.pop(server.server_id, None)
-            for share, generation in generations:
-                if share.generation == generation:
-                    self.lose(share)
-
-        d = Deferred.fromCoroutine(grow()).addErrback(failed)
-        d.addCallback(lambda _result: self._on_change()).addErrback(self._on_broken)
-
-    def _move(self, shares: list[Share]) -> Deferred[None]:
+    def move(self, shares: list[Share]) -> Deferred[None]:
         """Give up the allocations of shares on one server and ask for new ones there; they start again.
 
         Fires when the server has answered."""
@@ -579,9 +472,6 @@ class ShareHomes:
 
         d: Deferred[Any] = gatherResults([sink.abort() for sink in sinks if sink is not None])
         return d.addCallback(aborted)
-
-    def _full(self, share: Share) -> bool:
-        return share.next_segment < self._pipeline.segments and not self.fits(share, share.next_segment)
 
     def fits(self, share: Share, segment: int) -> bool:
         size = self._pipeline.segment_size

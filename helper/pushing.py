@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 
 from helper.errors import fault_of
 from helper.events import AnswerRuleMet, Failed, PushedTo, SharesReady
+from helper.growth import ShareGrowth
 from helper.layout import DATA_OFFSET
 from helper.parameters import Parameters
 from helper.patience import Patience
@@ -63,6 +64,7 @@ class SharePusher:
         self._shares = [Share(shnum) for shnum in range(parameters.n)]
         self._homes = ShareHomes(parameters, self._shares, pipeline, grid, policy, clock, staging_secret, patience,
                                  self._soon, tell, count, self._broken)
+        self._growth = ShareGrowth(parameters, self._shares, pipeline, policy, self._homes, self._soon, self._broken)
         self._in_flight_limit = min(IN_FLIGHT_PER_SHARE_MAX, IN_FLIGHT_MAX // parameters.n)
         self._begun = self._publish = self._answered = self._ready_told = False
         self._storage_index: bytes | None = None  # once shares are to be sealed
@@ -174,7 +176,7 @@ class SharePusher:
         if position != self._pushed:
             self._pushed = position
             self._tell(PushedTo(position))
-        self._homes.grow_where_due()
+        self._growth.grow_where_due()
         if self._storage_index is not None:
             self._end_shares(self._storage_index)
 
@@ -268,11 +270,11 @@ class SharePusher:
         """Carry on with `then` when the server has done it, unless the share has moved on; lose the share
         if the server fails, or does not answer in time."""
         generation = share.generation
-        self._homes.asked(share, kind)
+        self._homes.calls.asked(share, kind)
 
         def done(_result: None) -> None:
             if share.generation == generation and not self._stopped:
-                self._homes.answered(share)
+                self._homes.calls.answered(share)
                 then(share)
                 self._soon()
 
