@@ -20,7 +20,6 @@ from world import KEY, SI, SMALL, WireLink, World, begin, expected, outcome, pla
 from client_shim.cipher import Encryptor, convergent_key
 from client_shim.errors import HelperRefused
 from client_shim.helper_edge import HelperAnswer
-from client_shim.upload import StreamingUpload
 from helper.ciphertext import CiphertextHasher
 from helper.interfaces import STORAGE_INDEX_SIZE, UPLOAD_ID_SIZE, MiB
 from helper.parameters import Parameters
