@@ -368,9 +368,10 @@ class World:
         self._links.append(link)
         return link
 
-    def upload(self, parameters: Parameters, link: WireLink | None = None, key: bytes = KEY,
+    def upload(self, parameters: Parameters, link: WireLink | None = None, key: bytes | None = KEY,
                **options: Any) -> StreamingUpload:
-        """A client's upload through `link` (default: a new one, and another whenever that is cut)."""
+        """A client's upload through `link` (default: a new one, and another whenever that is cut); with `key` None
+        under one of its own."""
 
         async def connect() -> WireLink:
             if self.process.ended:

@@ -1,10 +1,18 @@
-"""Threats to a helper's Tub, each carried out against a helper in a process of its own (protocol.txt §10.5)."""
+"""The threats S1 to S21 of the threat model: which test carries each out, or why it does not apply here (THREATS).
+
+Below it those to a helper's Tub, against a helper in a process of its own (protocol.txt §10.5). Those to uploads and
+to room are in test_threats_uploads.py, those of storage servers and to disks in test_threats_storage.py.
+"""
 
 from __future__ import annotations
 
 import gc
 import os
+import re
 import socket
+import ssl
+import stat
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -27,6 +35,111 @@ from helper.bounded_broker import NEGOTIATION_BYTES, ConnectionBounds
 from helper.interfaces import LARGEST_MESSAGE_MAX, SIZE_MAX, MiB
 from helper.parameters import Parameters
 from helper.token_stream import CLOSE, INT, LONGINT, OPEN, STRING
+
+GATEWAY = "Concerns HTTP only: for the gateway, which is not part of this yet."
+
+#: Threat: (tests that carry it out, as `file: name` in tests/; what is left to say).
+THREATS: dict[str, tuple[list[str], str]] = {
+    "S1 two-time pad on resume": ([
+        "unit/test_reconnect.py: test_s1_over_any_schedule_of_cuts_no_offset_carries_two_ciphertexts",
+        "unit/test_client_upload.py: test_no_offset_ever_carries_two_ciphertexts",
+        "integration/test_convergent.py: test_edit_during_the_second_pass"],
+        "A client that is killed loses its key, and never goes on."),
+    "S2 a helper that lies": ([
+        "unit/test_client_upload.py: test_a_lie_about_the_ueb_gives_no_cap",
+        "unit/test_verify.py: test_another_files_ueb", "unit/test_verify.py: test_no_edited_ueb_gives_a_cap"],
+        "A flipped bit or a swapped segment changes crypttext_hash and crypttext_root_hash of the UEB."),
+    "S3 poisoned storage index": ([
+        "unit/test_threats_uploads.py: test_s3_who_knows_the_storage_index_but_not_the_id_can_do_nothing_to_the_upload",
+        ("unit/test_threats_uploads.py: "
+        "test_s3_an_upload_of_the_attackers_own_never_gets_the_storage_index_of_another"),
+        "unit/test_threats_uploads.py: test_s3_a_storage_index_is_bound_once"],
+        "The upload ID is a bearer capability; it is not bound to a client."),
+    "S4 stolen upload ID": ([], "The upload ID is a bearer capability (protocol.txt §10.1): it is meant to be enough."),
+    "S5 oracles for IDs": ([
+        "unit/test_threats.py: test_s5_probes_for_upload_ids_leave_no_state_and_get_one_answer",
+        "unit/test_uploads.py: test_an_id_that_never_was_and_one_that_was_forgotten_get_the_same_answer"],
+        "IDs are looked up by their hash."),
+    "S6 convergence": ([
+        "unit/test_threats_uploads.py: test_s6_the_same_plaintext_twice_has_nothing_in_common_on_the_wire"], ""),
+    "S7 malicious storage servers": ([
+        f"unit/test_threats_storage.py: {name}" for name in (
+            "test_s7_a_server_that_says_it_has_a_share_already_is_not_counted_unverified",
+            "test_s7_a_share_of_which_a_staging_server_says_that_it_holds_more_than_was_pushed_does_not_count",
+            "test_s7_nor_does_one_that_it_has_lost_when_it_comes_back",
+            "test_s7_of_what_a_staging_server_says_it_has_lost_all_is_pushed_again",
+            "test_s7_no_answer_of_a_staging_server_harms_an_upload",
+            "test_s7_no_answer_of_a_stock_server_harms_an_upload",
+            "test_s7_a_share_that_claims_to_have_a_huge_ueb_is_not_believed")]
+        + ["integration/test_put.py: test_verify_of_a_file_that_cannot_be_read"],
+        "Who closes a share and discards it is found by `put --verify`, a check or a repair, as with stock uploads."),
+    "S8 memory by Foolscap": ([
+        "unit/test_threats.py: test_s8_a_violation_takes_no_memory_and_ends_the_connection",
+        "unit/test_threats.py: test_s8_calls_without_answers_are_not_read_beyond_a_bound",
+        "integration/test_helper_tub.py: test_s8_a_peer_that_announces_too_much_is_disconnected_and_others_go_on"],
+        "Connections that the node itself makes to storage servers are Tahoe's own, and not bounded by us."),
+    "S9 secrets in logs": ([
+        "unit/test_log_secrets.py: test_s9_what_is_outside_of_the_protocol_is_not_logged",
+        "unit/test_log_secrets.py: test_uploads_full_of_faults_tell_no_secrets",
+        "integration/test_no_leaks.py: test_nothing_secret_is_logged"], ""),
+    "S10 filling the spool": ([
+        "unit/test_threats_uploads.py: test_s10_a_thousand_opens_by_one_client_end_at_the_cap_and_disturb_nobody",
+        "unit/test_threats_uploads.py: test_s10_the_disk_is_never_filled_beyond_its_floor",
+        "unit/test_room.py: test_never_more_than_the_quota"],
+        "The cap is of all clients together: a client has no identity, a new Tub ID costs nothing."),
+    "S11 slow clients": ([
+        "unit/test_bounded_broker.py: test_who_does_not_complete_its_message_while_others_wait_has_to_go",
+        "unit/test_threats.py: test_s8_many_connections_that_say_nothing_do_not_keep_others_out"],
+        "Slow HTTP requests are for the gateway."),
+    "S12 plaintext on disk": (["integration/test_no_leaks.py: test_no_plaintext_on_any_disk"],
+                              "HTTP bodies are for the gateway."),
+    "S13 spool at rest": ([
+        f"unit/test_threats_storage.py: {name}" for name in (
+            "test_s13_files_of_a_helper_are_for_its_owner_and_named_by_hashes",
+            "test_s13_a_link_under_the_name_of_a_new_spool_file_is_not_followed",
+            "test_s13_a_flipped_byte_is_found_at_the_next_start",
+            "test_s13_a_second_helper_on_the_same_files_is_refused",
+            "test_s13_staged_files_are_for_their_owner_and_named_by_hashes",
+            "test_s13_links_in_the_staging_directory_are_not_followed",
+            "test_s13_a_second_node_on_the_same_staged_shares_is_refused")]
+        + ["unit/test_spool_recovery.py: test_any_byte_changed_anywhere"],
+        "A byte that changes in a staged share is found by its readers, as in any share."),
+    "S14 path traversal": ([
+        "unit/test_threats_storage.py: test_s14_no_upload_id_is_ever_a_path",
+        "unit/test_threats_storage.py: test_s14_no_staging_name_is_ever_a_path"], ""),
+    "S15 CSRF, DNS rebinding": ([], GATEWAY),
+    "S16 CORS": ([], GATEWAY),
+    "S17 HTTP parsing": ([], GATEWAY),
+    "S18 arithmetic of offsets": ([
+        "unit/test_threats.py: test_s18_numbers_out_of_bounds_are_refused_and_change_nothing"], ""),
+    "S19 reflected work": ([
+        "unit/test_threats_uploads.py: test_s19_ten_thousand_opens_ask_no_storage_server_for_anything"],
+        ("Placements at a time are not bounded: each costs its client an upload (64 KiB, or a whole file), and each "
+        "server one request, no more than a stock client costs it.")),
+    "S20 stalled servers": ([
+        "unit/test_threats_uploads.py: test_s20_what_three_of_ten_servers_do_not_take_is_not_held_for_them",
+        "unit/test_pushing.py: test_memory_is_bounded_whatever_servers_do"], ""),
+    "S21 downgrade, identity": ([
+        "unit/test_threats.py: test_s21_versions_of_tls", "unit/test_threats.py: test_s21_modes_of_furl_files",
+        "unit/test_foolscap_edge.py: test_version_information_that_is_not_of_the_protocol"],
+        ("A furl file that others may read is not refused: it is in private/, which Tahoe makes with mode 0700, and a "
+        "stock helper is as tolerant.")),
+}
+
+
+def test_every_threat_has_a_test_or_a_reason() -> None:
+    assert [name.split()[0] for name in THREATS] == [f"S{number}" for number in range(1, 22)]
+    tests = Path(__file__).parents[1]
+    for threat, (covered_by, reason) in THREATS.items():
+        assert covered_by or reason, threat
+        for place in covered_by:
+            file, name = place.split(": ")
+            assert f"def {name}(" in (tests / file).read_text(encoding="utf-8"), f"{threat}: {place}"
+    listed = {place.split(": ")[1] for covered_by, _reason in THREATS.values() for place in covered_by}
+    for file in ("test_threats_uploads.py", "test_threats_storage.py"):
+        names = re.findall(r"^def (test_s[0-9]+_\w+)", (tests / "unit" / file).read_text(encoding="utf-8"), re.M)
+        assert {*names} <= listed
+
 
 #: What one connection may add to an idle helper.
 ALLOWED = 50 * MiB
@@ -285,3 +398,44 @@ def test_s18_numbers_out_of_bounds_are_refused_and_change_nothing(
     assert came in ({"ok", "spool-full"} if in_bounds else {
         "bad-argument", "offset-gap", "size-mismatch", "RemoteException", "DeadReferenceError", "Violation"})
     assert helper.run(lambda: link.status(upload_id)).number("received") == 5
+
+
+@pytest.mark.parametrize(("version", "taken"), [
+    (ssl.TLSVersion.TLSv1, False), (ssl.TLSVersion.TLSv1_1, False), (ssl.TLSVersion.TLSv1_2, True),
+    (ssl.TLSVersion.TLSv1_3, True)], ids=lambda value: getattr(value, "name", None))
+def test_s21_versions_of_tls(helper: LoopbackHelper, version: ssl.TLSVersion, taken: bool) -> None:
+    furl = SturdyRef(helper.furl)
+    host, port = furl.locationHints[0].removeprefix("tcp:").rsplit(":", 1)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_ciphers("ALL:@SECLEVEL=0")  # nothing on our side is in the way of old versions
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = context.maximum_version = version
+    with socket.create_connection((host, int(port)), timeout=20) as plain:
+        plain.sendall(f"GET /id/{furl.tubID} HTTP/1.1\r\nUpgrade: TLS/1.0\r\nConnection: Upgrade\r\n\r\n".encode())
+        answer = b""
+        while not answer.endswith(b"\r\n\r\n"):
+            answer += plain.recv(1)
+        assert b"101" in answer
+        if taken:
+            with context.wrap_socket(plain) as secured:
+                assert secured.version() == version.name.replace("_", ".")
+        else:
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                context.wrap_socket(plain)
+
+
+def test_s21_modes_of_furl_files(helper: LoopbackHelper, tmp_path: Path) -> None:
+    """As service.py has them written. Tahoe makes their directory for its owner only."""
+    from allmydata.node import create_node_dir
+
+    mask = os.umask(0)
+    try:
+        create_node_dir(str(tmp_path / "node"), "a text")
+        path = tmp_path / "node" / "private" / "helper.furl"
+        reactor_loop.now(lambda: helper.tub.registerReference(helper.stock, furlFile=os.fsencode(path)))
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
