@@ -97,6 +97,18 @@ def put(node_directory: Path, convergent: bool, verify: bool, from_command: bool
 
 
 @main.command()
+@click.option("-d", "--node-directory", type=click.Path(path_type=Path), default=Path("~/.tahoe"), show_default=True,
+              help="The directory of the Tahoe node that runs the streaming helper.")
+@click.option("-v", "--verbose", is_flag=True, help="Below each upload a line for each of its shares.")
+@click.option("--json", "as_json", is_flag=True, help="What the helper tells, as JSON; errors as a JSON line.")
+def status(node_directory: Path, verbose: bool, as_json: bool) -> None:
+    """Show the uploads of a streaming helper that runs on this machine: how far each is, and why one is paused."""
+    from client_shim.status import run_status
+
+    sys.exit(run_status(node_directory, verbose=verbose, as_json=as_json, out=sys.stdout, err=sys.stderr))
+
+
+@main.command()
 @click.option("--storage-nodes", type=click.IntRange(1, 50), default=10, show_default=True)
 @click.option("--stock-servers", is_flag=True,
               help="Storage nodes without our plugin: they want the storage index first.")

@@ -163,3 +163,49 @@ class UploadClosed(UploadError):
 
     def text(self) -> str:
         return "the upload was closed or aborted before"
+
+
+class StatusError(StreamingError):
+    """Why `tahoe-stream status` has nothing to show."""
+
+
+@attrs.define(eq=False, str=False)
+class NoNodeDirectory(StatusError):
+    code = "no-node-directory"
+    where: str
+    reason: str
+
+    def text(self) -> str:
+        return f"{self.where} is not the directory of a Tahoe node: {self.reason}"
+
+
+@attrs.define(eq=False, str=False)
+class NodeNotRunning(StatusError):
+    code = "node-not-running"
+    where: str
+    reason: str
+
+    def text(self) -> str:
+        return (f"the node in {self.where} does not run, or has no web port ({self.reason}); "
+                "start it with `tahoe-stream helper run`")
+
+
+@attrs.define(eq=False, str=False)
+class NoStreamingHelper(StatusError):
+    code = "no-streaming-helper"
+    where: str
+
+    def text(self) -> str:
+        return (f"the node in {self.where} runs, but is no streaming helper; "
+                "-d names the helper's directory, which `tahoe-stream helper run` was given")
+
+
+@attrs.define(eq=False, str=False)
+class StatusUnreadable(StatusError):
+    code = "status-unreadable"
+    where: str
+    expected: str
+    came: str
+
+    def text(self) -> str:
+        return f"the node in {self.where} did not tell its status: expected {self.expected}, got {self.came}"

@@ -20,6 +20,8 @@ T = TypeVar("T")
 #: Seconds before the first attempt to find a lost helper; doubled before each further one, up to the second number.
 BACKOFF_MIN = 0.25
 BACKOFF_MAX = 10.0
+#: How long (seconds) one attempt to find it may take.
+ATTEMPT_MAX = 600.0
 #: An upload that is over has one thing left to say, and tries no longer than so many seconds.
 FAREWELL_PATIENCE = 5.0
 
@@ -121,6 +123,9 @@ class Reconnecting:
 
     A connection on which the greeting alone was answered, and which lasted less than BACKOFF_MAX, is none: a helper
     that comes back only to fall again is not tried for ever, nor more and more often.
+
+    Patience is used up by waits and attempts, each counted for no longer than it should take: a machine that slept, or
+    whose clock was set, has not looked for the helper meanwhile.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[Link]], clock: IReactorTime, patience: float,
@@ -136,7 +141,7 @@ class Reconnecting:
         self._leaving = False
         self._told_away = False
         self._connected_at = 0.0
-        self._away_since: float | None = None
+        self._away: float | None = None  # seconds for which it was looked for, if it is away
         self._delay = BACKOFF_MIN
         self._why: UploadError = HelperLost()
 
@@ -170,7 +175,7 @@ class Reconnecting:
     async def _first(self) -> None:
         link = await awaited(self._connect())
         if not await self._greeted(link, self._events.greet):
-            self._lost_at(self._clock.seconds())
+            self._was_lost()
             await self._find_again()
 
     async def _again(self, greet: Callable[[Connection], Awaitable[object]], patience: float) -> None:
@@ -178,11 +183,12 @@ class Reconnecting:
         while True:
             if self._stopped and not self._leaving:
                 raise CancelledError()
-            left = self._away_for_so_long_yet(patience)
-            await deferLater(self._clock, min(self._delay, left))
+            began, delay = self._clock.seconds(), min(self._delay, self._patience_left(patience))
+            await deferLater(self._clock, delay)
+            self._was_away(began, delay)
             self._delay = min(2 * self._delay, BACKOFF_MAX)
-            left = self._away_for_so_long_yet(patience)
-            attempt = Deferred.fromCoroutine(self._once(greet)).addTimeout(left, self._clock)
+            began, limit = self._clock.seconds(), min(ATTEMPT_MAX, self._patience_left(patience))
+            attempt = Deferred.fromCoroutine(self._once(greet)).addTimeout(limit, self._clock)
             try:
                 if await attempt:
                     return
@@ -191,13 +197,18 @@ class Reconnecting:
             except UploadError as e:
                 if not means_away(e):
                     raise
+            self._was_away(began, limit)
 
-    def _away_for_so_long_yet(self, patience: float) -> float:
-        """Seconds of patience that are left. Raises HelperLost if there are none."""
-        away = self._clock.seconds() - self._away_since if self._away_since is not None else 0.0
+    def _patience_left(self, patience: float) -> float:
+        """Seconds. Raises HelperLost if there are none."""
+        away = self._away or 0.0
         if away >= patience:
             raise HelperLost(int(away)) if patience > 0 else self._why
         return patience - away
+
+    def _was_away(self, since: float, at_most: float) -> None:
+        if self._away is not None:
+            self._away += min(max(0.0, self._clock.seconds() - since), at_most)
 
     async def _once(self, greet: Callable[[Connection], Awaitable[object]]) -> bool:
         return await self._greeted(await awaited(self._connect()), greet)
@@ -224,9 +235,9 @@ class Reconnecting:
         self.connection, self._connected_at = connection, self._clock.seconds()
         self._attempt = None
         if not self._stopped:
-            if self._told_away and self._away_since is not None:
+            if self._told_away and self._away is not None:
                 self._told_away = False
-                self._events.resumed(self._clock.seconds() - self._away_since)
+                self._events.resumed(self._away)
             self._events.connected(connection)
         return True
 
@@ -237,18 +248,19 @@ class Reconnecting:
         self.connection = None
         now = self._clock.seconds()
         if connection.answers or now - self._connected_at >= BACKOFF_MAX:
-            self._away_since = None
-        self._lost_at(now)
+            self._away = None
+        self._was_away(self._connected_at, BACKOFF_MAX)
+        self._was_lost()
         self._events.disconnected()
         if not self._stopped:
             self._attempt = Deferred.fromCoroutine(self._find_again()).addErrback(self._not_found)
 
-    def _lost_at(self, now: float) -> None:
-        if self._away_since is None:
-            self._away_since, self._delay = now, BACKOFF_MIN
+    def _was_lost(self) -> None:
+        if self._away is None:
+            self._away, self._delay = 0.0, BACKOFF_MIN
 
     async def _find_again(self) -> None:
-        left = self._away_for_so_long_yet(self._patience)
+        left = self._patience_left(self._patience)
         self._told_away = True
         self._events.paused(self._why, left)
         await self._again(self._events.greet, self._patience)

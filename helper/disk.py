@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,21 @@ def make_directory(directory: Path, system: System = os) -> None:
             fsync_directory(new.parent, system)
     os.chmod(directory, 0o700)
     fsync_directory(directory.parent, system)  # also if it was there: an earlier run may have died before this
+
+
+def take_lock(path: Path) -> int | None:
+    """A descriptor that holds a file (made if missing, mode 0600) for this process alone, until it is closed or the
+    process ends; None if another process holds it. OSError if there is a link under that name."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def pwrite_all(fd: int, pieces: list[bytes], position: int, system: System = os) -> None:

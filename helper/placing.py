@@ -45,8 +45,9 @@ class ShareHomes:
     """Keeps every share of `shares` on some server, as far as there are any.
 
     Calls `on_change` when a share can be pushed or has moved, `tell` with StagingEnough when that changes and with
-    TooFewServers or TooFewShares when the answer rule cannot be met, `count` with bytes that must be pushed again
-    after a server was away, and `on_broken` with a Failure that no server is to blame for.
+    TooFewServers or TooFewShares when the answer rule cannot be met, `count` with what adds to counters (bytes that
+    must be pushed again after a server was away, shares lost and re-homed, servers that stalled), and `on_broken`
+    with a Failure that no server is to blame for.
     """
 
     log = Logger()
@@ -54,7 +55,7 @@ class ShareHomes:
     def __init__(self, parameters: Parameters, shares: list[Share], pipeline: Pipeline, grid: Grid,
                  policy: AllocationPolicy, clock: IReactorTime, staging_secret: bytes, patience: Patience,
                  on_change: Callable[[], None],
-                 tell: Callable[[object], None], count: Callable[[int], None],
+                 tell: Callable[[object], None], count: Callable[[str, int], None],
                  on_broken: Callable[[Failure], None]) -> None:
         self._parameters = parameters
         self._shares = shares
@@ -72,6 +73,7 @@ class ShareHomes:
         self._ranked: list[bytes] = []  # server IDs, as the client wants them
         self._homes_before: Mapping[int, bytes] = {}  # share number → server ID, of an earlier run
         self._had_earlier_run = False
+        self._decided_before = False  # an earlier run has decided to publish
         self._staging_enough: bool | None = None  # see StagingEnough; None before shares are placed
         self._known_index: bytes | None = None  # perhaps not told to servers yet
         self._awaited: set[Deferred[StorageServer | None]] = set()  # servers that are away
@@ -95,9 +97,10 @@ class ShareHomes:
         """In which order the client wants servers (IDs) to be asked, from now on."""
         self._ranked = servers
 
-    def return_to(self, homes: Mapping[int, bytes]) -> None:
-        """Shares (by number) were on these servers (IDs) in an earlier run of the helper, and may still be."""
-        self._homes_before = homes
+    def return_to(self, homes: Mapping[int, bytes], decided: bool) -> None:
+        """Shares (by number) were on these servers (IDs) in an earlier run of the helper, and may still be. `decided`:
+        to publish them."""
+        self._homes_before, self._decided_before = homes, decided
         self._had_earlier_run = True
 
     def use_storage_index(self, storage_index: bytes) -> None:
@@ -133,6 +136,12 @@ class ShareHomes:
         self._watched.clear()
         for waiting in list(self._awaited):
             waiting.cancel()
+
+    def complete(self) -> None:
+        """Publication has begun: never give up. Shares that were lost before find homes now, too."""
+        self.must_complete = True
+        if self.placed:
+            self._check_enough()
 
     def let_go_of_absent(self) -> None:
         """Of what servers keep that are away."""
@@ -285,14 +294,18 @@ class ShareHomes:
         """Continue a share where the server has it from before."""
         size = self._pipeline.segment_size
         block_size = 0 if size is None else size // self._parameters.k
-        if sink.prepared:
+        if sink.prepared and not (share.sealed_here or self._decided_before):
+            # An earlier run's `finish` was not decided, and the file may have grown since: other bytes, even if not
+            # more of them in this share.
+            self._move([share])
+        elif sink.prepared:
             share.next_segment = share.segments_held = ALL_SEGMENTS
             share.ended = True
         elif size is not None:
             # What we have not made durable we have not pushed, whatever the server says.
             held = min(max(0, sink.held - DATA_OFFSET) // block_size, self.durable // size)
             share.next_segment = share.segments_held = held
-            self._count(max(0, share.segments_before - held) * block_size)
+            self._count("bytes_pushed_again", max(0, share.segments_before - held) * block_size)
         share.segments_before = 0
 
     # -- servers that do not answer -------------------------------------------------------------------------
@@ -327,6 +340,8 @@ class ShareHomes:
             if server is not None and share.unanswered and share.waited > self._stall_patience(share, server):
                 self.log.info("storage server {server} has not answered for {seconds} s",
                               server=server.name, seconds=int(share.waited))
+                if server.server_id not in self._stalled:
+                    self._count("servers_stalled", 1)
                 self._stalled.add(server.server_id)
                 self.lose(share)
 
@@ -337,6 +352,7 @@ class ShareHomes:
             return patience
         if self.must_complete and server.server_id not in self._stalled:
             self._stalled.add(server.server_id)
+            self._count("servers_stalled", 1)
             self._check_enough()  # those who wait for the answer are told
         return max(patience, self._patience.needed)
 
@@ -356,6 +372,7 @@ class ShareHomes:
             return
         if share.server is not None:
             share.tried.add(share.server.server_id)
+            self._count("shares_lost", 1)
         sink = share.leave(ShareState.LOST)
         if sink is not None:
             sink.abort()
@@ -378,6 +395,7 @@ class ShareHomes:
             if home is not None:
                 self.log.info("share {shnum} goes to storage server {server}",
                               shnum=share.shnum, server=servers[home].name)
+                self._count("shares_rehomed", 1)
                 self._allocate(servers[home], [share])
 
     def _check_enough(self) -> None:

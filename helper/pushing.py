@@ -43,14 +43,15 @@ ABANDON_PATIENCE = 5
 
 class SharePusher:
     """Places the shares of one upload and pushes them. Tells the session's events to `tell`, `on_homes` which
-    server (ID) each share is on whenever that changes, and `on_settled` when every share is closed or given up."""
+    server (ID) each share is on whenever that changes, `on_settled` which shares were given up when all others are
+    closed, and `count` what adds to counters."""
 
     log = Logger()
 
     def __init__(self, parameters: Parameters, pipeline: Pipeline, grid: Grid, policy: AllocationPolicy,
                  clock: IReactorTime, staging_secret: bytes, patience: Patience, random_below: Callable[[int], int],
                  tell: Callable[[object], None], on_homes: Callable[[Mapping[int, bytes]], None],
-                 count_again: Callable[[int], None], on_settled: Callable[[], None]) -> None:
+                 count: Callable[[str, int], None], on_settled: Callable[[list[int]], None]) -> None:
         self._parameters = parameters
         self._pipeline = pipeline
         self._clock = clock
@@ -61,7 +62,7 @@ class SharePusher:
         self._on_settled = on_settled
         self._shares = [Share(shnum) for shnum in range(parameters.n)]
         self._homes = ShareHomes(parameters, self._shares, pipeline, grid, policy, clock, staging_secret, patience,
-                                 self._soon, tell, count_again, self._broken)
+                                 self._soon, tell, count, self._broken)
         self._in_flight_limit = min(IN_FLIGHT_PER_SHARE_MAX, IN_FLIGHT_MAX // parameters.n)
         self._begun = self._publish = self._answered = self._ready_told = False
         self._storage_index: bytes | None = None  # once shares are to be sealed
@@ -77,10 +78,10 @@ class SharePusher:
         """In which order (of server IDs) the client wants servers to be asked."""
         self._homes.rank(servers)
 
-    def return_to(self, homes: Mapping[int, bytes]) -> None:
+    def return_to(self, homes: Mapping[int, bytes], decided: bool) -> None:
         """See ShareHomes."""
         self._told_homes = homes
-        self._homes.return_to(homes)
+        self._homes.return_to(homes, decided)
 
     def use_storage_index(self, storage_index: bytes) -> None:
         """Servers that want the storage index first may be told it."""
@@ -113,9 +114,10 @@ class SharePusher:
 
     def publish(self) -> None:
         """Close every share as it becomes ready."""
-        self._publish = self._homes.must_complete = True
+        self._publish = True
         if self._storage_index is not None:
             self._homes.use_storage_index(self._storage_index)
+        self._homes.complete()
         self._soon()
 
     def abandon(self) -> Deferred[None]:
@@ -335,7 +337,7 @@ class SharePusher:
                     verifying = Deferred.fromCoroutine(self._verify_existing(share.shnum, share.existing))
                     self._ask(share, "verify", verifying, self._closed)
                 elif share.ended and not share.unacknowledged and share.sink is not None:
-                    share.sealing = True
+                    share.sealing = share.sealed_here = True
                     sealing = share.sink.seal(storage_index, completion.layout.share_size)
                     self._ask(share, "seal", sealing, self._became_ready)
             elif share.state is ShareState.READY and self._publish and share.sink is not None:
@@ -413,11 +415,9 @@ class SharePusher:
                 s.state in (ShareState.CLOSED, ShareState.LOST) for s in self._shares):
             self._settled = True
             missing = [s.shnum for s in self._shares if s.state is ShareState.LOST]
-            if missing:
-                self.log.warn("shares {missing} could not be placed; a repair will make them", missing=missing)
             self._homes.let_go_of_strays()
             self.stop()
-            self._on_settled()
+            self._on_settled(missing)
 
     def _start_timer(self, name: str, delay: float, function: Callable[[], None]) -> None:
         self._stop_timer(name)

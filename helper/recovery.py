@@ -18,6 +18,10 @@ from helper.spool import Spool, SpoolFile
 from helper.upload import Services, Upload
 from helper.upload_records import UploadRecord
 
+#: So many times the sweep interval an upload lives at least after a start, however long ago somebody called for it by
+#: the clock: the clock may have been set meanwhile, and its client be about to come back.
+GRACE = 6
+
 _ENDED = frozenset(state.value for state in ENDED)
 
 
@@ -72,7 +76,10 @@ class Recovery:
         now = self._services.clock.seconds()
         age = max(0.0, now - record.touched)
         over = record.state in _ENDED or record.state == State.FINISHED.value
-        upload.idle, upload.over_for = (0.0, age) if over else (age, 0.0)
+        settings = self._services.settings
+        limit = settings.idle_expiry if has_file else settings.empty_expiry
+        most = max(0.0, limit - GRACE * settings.sweep_interval)
+        upload.idle, upload.over_for = (0.0, age) if over else (min(age, most), 0.0)
         if record.state in _ENDED or (over and not has_file):
             upload.resume_without_spool(record.error)
         else:

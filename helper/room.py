@@ -43,6 +43,18 @@ class Waiter(Protocol):
 
 
 @attrs.frozen
+class RoomStatus:
+    """How full a spool is, bytes of ciphertext. `quota` is None if there is none, `disk_free` if the disk does not
+    say; `disk_left_free` is what uploads of no declared size leave free there."""
+
+    stored: int
+    reserved: int
+    quota: int | None
+    disk_free: int | None
+    disk_left_free: int
+
+
+@attrs.frozen
 class _Share:
     """What one upload has of the spool, bytes."""
 
@@ -62,7 +74,6 @@ class SpoolRoom:
         self._clock = clock
         self._shares: dict[str, _Share] = {}
         self._stored = self._reserved = 0  # the sums over them
-        self._told: set[str] = set()  # uploads of which the log says that they wait
         self._waiters: dict[str, Waiter] = {}
         self._stuck_for = 0.0  # seconds in which somebody waited and nobody got on
         self._call: IDelayedCall | None = None
@@ -77,6 +88,19 @@ class SpoolRoom:
     def used(self) -> int:
         """Bytes stored and reserved."""
         return self._stored + self._reserved
+
+    def stored(self, name: str) -> int:
+        """Bytes of one upload that the spool has, or is about to have; 0 once they are removed."""
+        return self._shares[name].stored if name in self._shares else 0
+
+    def status(self) -> RoomStatus:
+        """How full the spool is now."""
+        try:
+            free: int | None = self._free_disk()
+        except OSError:
+            free = None
+        quota = self._limits.quota if self._limits.quota < SIZE_MAX else None
+        return RoomStatus(self._stored, self._reserved, quota, free, self._limits.free_disk)
 
     def admit(self, name: str, size: int | None) -> None:
         """A new upload. Raises QuotaExceeded or SpoolFull, with numbers, if it should not begin."""
@@ -98,13 +122,11 @@ class SpoolRoom:
             return False
         self._set(name, _Share(share.stored + length, max(0, share.reserved - length), share.declared))
         self._stuck_for = 0.0
-        self._told.discard(name)
         return True
 
     def release(self, name: str) -> None:
         """The upload's ciphertext is removed."""
         self._waiters.pop(name, None)
-        self._told.discard(name)
         if name in self._shares:
             self._set(name, None)
             self._stuck_for = 0.0
@@ -113,10 +135,6 @@ class SpoolRoom:
     def wait(self, waiter: Waiter) -> None:
         """`waiter` will be tried again when there may be room."""
         self._waiters[waiter.name] = waiter
-        if waiter.name not in self._told:
-            self._told.add(waiter.name)
-            self.log.warn("upload {upload} waits for room in the spool: {used} bytes are used or reserved, {free} are "
-                          "free on its disk", upload=waiter.name[:8], used=self.used, free=self._free_disk())
         self._look_soon(LOOK_INTERVAL)
 
     def stop(self) -> None:

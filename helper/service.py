@@ -1,8 +1,8 @@
 """`tahoe-stream helper run`: a Tahoe node with the streaming helper beside the stock one.
 
 Everything about the node is stock: its directory, pid file, logging, web pages and shutdown. Only
-`init_helper` differs. This module and grid.py are the only ones that use parts of allmydata that are
-not its formats; tests/unit/test_allmydata_names.py lists every such name.
+`init_helper` differs, and there is one page more. This module and grid.py are the only ones that use
+parts of allmydata that are not its formats; tests/unit/test_allmydata_names.py lists every such name.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from helper.grid import TahoeGrid
 from helper.ledger import LEDGER_NAME, Ledger, LedgerFile, LedgerUnusable
 from helper.settings import Settings, SettingsError, read_settings
 from helper.spool import Spool, SpoolLocked
+from helper.status import statistics
+from helper.status_page import PAGE, StatusPage
 from helper.uploads import Uploads
 
 reactor: Any = _reactor  # it has more interfaces than its declared type
@@ -84,7 +86,7 @@ class StreamingHelperService(Service):
 
     def get_stats(self) -> dict[str, int]:
         """What the node's /statistics page shows of us."""
-        return self.uploads.get_stats()
+        return statistics(self.uploads)
 
     async def _stop(self) -> None:
         self.uploads.stop()
@@ -120,11 +122,17 @@ class StreamingClient(tahoe_client._Client):  # type: ignore[misc]
             TahoeGrid(self.storage_broker, self._secret_holder, reactor, self.tub.getReference),
             self.introducer_clients)
         service.setServiceParent(self)
+        self._streaming = service
         self.stats_provider.register_producer(service)
         furl = self.tub.registerReference(
             StreamingHelper(service.uploads), furlFile=self._furl_file("streaming-helper.furl"))
         self.helper.announce(furl, settings.largest_message)
         self.tub.registerReference(self.helper, furlFile=self._furl_file("helper.furl"))
+
+    def init_web(self, webport: str) -> None:
+        """The stock pages, and ours beside them."""
+        super().init_web(webport)
+        self.getServiceNamed("webish").root.putChild(PAGE, StatusPage(self._streaming.uploads))
 
     def _furl_file(self, name: str) -> bytes:
         return os.fsencode(self.config.get_private_path(name))

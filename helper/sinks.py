@@ -56,7 +56,8 @@ class ShareSink(Protocol):
 
     def publish(self, storage_index: bytes, /) -> Deferred[ExistingShare | None]:
         """Make the share readable under its storage index. Fires with None when the server says it is, or with
-        what stands there if the server had a share of that number before: then this one is gone."""
+        what stands there if it is not only what this sink has written: if the server had a share of that number
+        before, in whose favour this one is gone, or said that it held some of this one."""
 
     def abort(self) -> Deferred[None]:
         """Let go of the share so that nothing of it stays. Never fails; no-op once published."""

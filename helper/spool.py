@@ -8,14 +8,13 @@ every byte that counted, or says that it cannot.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from twisted.internet.defer import Deferred
 
-from helper.disk import System, fsync_directory, make_directory, reason_of
+from helper.disk import System, fsync_directory, make_directory, reason_of, take_lock
 from helper.errors import SpoolFailed
 from helper.spool_file import FLAGS, Files, RunInThread, SpoolFile, Told, pread_exactly
 from helper.spool_records import Recovered, SpoolDamaged, recover
@@ -51,13 +50,9 @@ class Spool:
         Raises SpoolLocked. Blocks.
         """
         make_directory(self._directory, self._system)
-        lock = os.open(self._directory / _LOCK, FLAGS | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            os.close(lock)
-            raise SpoolLocked(f"{self._directory} is in use by another helper process") from e
-        self._lock = lock
+        self._lock = take_lock(self._directory / _LOCK)
+        if self._lock is None:
+            raise SpoolLocked(f"{self._directory} is in use by another helper process")
         with os.scandir(self._directory) as entries:
             self._found = {e.name: e.stat(follow_symlinks=False).st_size for e in entries
                            if e.name != _LOCK and not e.is_dir(follow_symlinks=False)}
@@ -88,9 +83,9 @@ class Spool:
         self._files.used -= size
 
     def free(self) -> int:
-        """Bytes that the file system has left for us. Blocks, if seldom for long."""
+        """Bytes that the file system has left for us beside what is being written. Blocks, if seldom for long."""
         state = self._system.statvfs(self._directory)
-        return int(state.f_bavail * state.f_frsize)
+        return max(0, int(state.f_bavail * state.f_frsize) - self._files.queued)
 
     def file(self, name: str, on_stored: Callable[[int], None], on_failed: Callable[[str], None],
              on_full: Callable[[str], None] | None = None) -> SpoolFile:

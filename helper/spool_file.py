@@ -51,13 +51,13 @@ class Told:
 class Files:
     """What the files of one spool share: threads, system calls, their sum, and descriptors.
 
-    `used` is how many bytes they take on the disk.
+    `used` is how many bytes they take on the disk, `queued` how many have yet to be written.
     """
 
     def __init__(self, run_in_thread: RunInThread, system: System) -> None:
         self.run_in_thread = run_in_thread
         self.system = system
-        self.used = 0
+        self.used = self.queued = 0
         self._open: OrderedDict[SpoolFile, None] = OrderedDict()  # have a descriptor; used last comes last
         self._closing: deque[int] = deque()  # descriptors of files that were removed
 
@@ -117,6 +117,7 @@ class SpoolFile:
         self._size = 0  # of the records in the file
         self._occupied = 0  # what the file takes on disk, also if its end is not good
         self._counted = 0  # of that, in Spool.used
+        self._queued = 0  # bytes that are not known to be in the file yet
         self.durable = 0
 
     def resume(self, recovered: Recovered) -> None:
@@ -131,6 +132,7 @@ class SpoolFile:
         """Queue `data` to be made durable after all that was queued before. No-op after a failure or `drop`."""
         if data and not (self._failed or self._dropped):
             self._queue.append(data)
+            self._count_queued(len(data))
             self._commit()
 
     def retry(self) -> None:
@@ -185,6 +187,7 @@ class SpoolFile:
         self._dropped = True
         self._queue.clear()
         self._unfit.clear()
+        self._count_queued(-self._queued)
         if not self._busy:
             self._remove()
 
@@ -216,6 +219,10 @@ class SpoolFile:
         self._files.used += self._occupied - self._counted
         self._counted = self._occupied
 
+    def _count_queued(self, by: int) -> None:
+        self._queued += by
+        self._files.queued += by
+
     def _open(self) -> int:
         """In a thread: the descriptor of the file, which exists."""
         fd = self._descriptors.get("fd")
@@ -241,12 +248,13 @@ class SpoolFile:
             batch, self._queue = self._queue, []
         self._committing = True
         d = self.in_thread(self._write_and_sync, batch)
-        d.addCallbacks(self._committed, self._commit_failed, errbackArgs=(batch,))
+        d.addCallbacks(self._committed, self._commit_failed, callbackArgs=(batch,), errbackArgs=(batch,))
 
-    def _committed(self, durable: int) -> None:
+    def _committed(self, durable: int, batch: list[bytes]) -> None:
         self._committing = False
         self.durable = durable
         if not self._dropped:
+            self._count_queued(-sum(map(len, batch)))
             self._told.stored(durable)
             self._commit()
 
@@ -264,6 +272,7 @@ class SpoolFile:
         # fdatasync would report success all the same.
         self._failed = True
         self._queue.clear()
+        self._count_queued(-self._queued)
         self._told.failed(_why(failure.value))
 
     def _write_and_sync(self, batch: list[bytes]) -> int:

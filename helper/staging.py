@@ -5,6 +5,8 @@ protocol.txt part 2. Beside the node's stock StorageServer, never instead of it.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from base64 import b32encode
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from helper import staging_errors as errors
+from helper.disk import take_lock
 from helper.layout import DATA_OFFSET
 from helper.one_staging import Staging
 from helper.spool import RunInThread
@@ -34,6 +37,13 @@ from helper.staging_room import SPARE_PER_SHARE, Room
 
 GiB = 1024**3
 SECRET_SIZE = 32
+
+_LOCK = "lock"
+_NAME_TAG = b"tahoe-stream staging name v1:"
+
+
+class StagingLocked(Exception):
+    """Another process uses this directory of staged shares."""
 
 
 @attrs.frozen
@@ -76,6 +86,7 @@ class StagingServer:
         self._publisher = Publisher(stock, self._means)
         self._directory = Path(stock.storedir) / "staging"
         self._records = StagingRecords(self._directory / "staging.sqlite")
+        self._lock: int | None = None
         self._commits: Commits | None = None
         self._stagings: dict[str, Staging] = {}
         self._room = Room(stock, limits.bytes_per_staging)
@@ -89,11 +100,16 @@ class StagingServer:
     def start(self) -> None:
         """Read the records of an earlier run, complete what it had decided, sweep what is no use. Blocks.
 
-        Raises OSError, sqlite3.Error or ValueError if files and records cannot be made to agree; then call `stop`.
+        Raises OSError, sqlite3.Error or ValueError if files and records cannot be made to agree, StagingLocked if
+        another process uses them; then call `stop`.
         """
         if not self._directory.exists():
             self._means.disk.make_directory(self._directory, 0o700)
             self._means.disk.fsync_directory(self._directory.parent)
+        self._directory.chmod(0o700)
+        self._lock = take_lock(self._directory / _LOCK)
+        if self._lock is None:
+            raise StagingLocked(f"{self._directory} is in use by another process")
         self._records.open()
         self._commits = Commits(self._records, self._run_in_thread)
         recovered = Recovery(self._directory, self._records, self._publisher, self._means).run()
@@ -112,6 +128,9 @@ class StagingServer:
         if self._commits is not None:
             self._commits = None
             self._records.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def statistics(self) -> dict[str, int]:
         """What happened since the start, and what is there now (`…_now`)."""
@@ -339,12 +358,11 @@ class StagingServer:
         self.log.failure("staging records could not be written", failure)
 
 
-
 def _key(name: bytes) -> str:
-    """A directory name: base32 of the staging name, [a-z2-7]{52}."""
+    """A directory name, [a-z2-7]{52}. A hash, as the name itself is a bearer capability: protocol.txt §15.3."""
     if len(name) != STAGING_NAME_SIZE:
         raise errors.BadArgument("name", f"{STAGING_NAME_SIZE} bytes", f"{len(name)} bytes")
-    return b32encode(name).decode("ascii").rstrip("=").lower()
+    return b32encode(hashlib.sha256(_NAME_TAG + name).digest()).decode("ascii").rstrip("=").lower()
 
 
 def _check_shnums(shnums: Sequence[int]) -> None:

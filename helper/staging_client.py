@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from helper.interfaces import SIZE_MAX
+from helper.layout import DATA_OFFSET
 from helper.placement import Allocation
 from helper.sinks import CONNECTION_LOST, ExistingShare, Granted, ServerRefused, ShareSink, Target
 from helper.stock import StockServer
@@ -111,6 +112,11 @@ class StagedSink:
     held: int
     prepared: bool
 
+    @property
+    def is_claimed(self) -> bool:
+        """Whether the server said that it had some of the share's bytes before: what it is not sent is its word."""
+        return self.prepared or self.held > DATA_OFFSET
+
     def write(self, offset: int, data: bytes) -> Deferred[None]:
         return self._call("write", self.shnum, offset, data)
 
@@ -132,9 +138,9 @@ class StagedSink:
         answer, outcomes = await _ask(self.server.link, "assign", self.name, storage_index, [self.shnum])
         # An unknown staging has been assigned before, and the answer was lost: then the share is there.
         outcome = dict(outcomes).get(self.shnum, b"") if _code(answer) == b"ok" else _code(answer)
-        if outcome == b"assigned":
+        if outcome == b"assigned" and not self.is_claimed:
             return None
-        if outcome in (b"already-there", b"unknown", b"unknown-staging"):
+        if outcome in (b"assigned", b"already-there", b"unknown", b"unknown-staging"):
             existing = await self.server.stock.existing_shares(storage_index, [self.shnum])
             if self.shnum in existing:
                 return existing[self.shnum]

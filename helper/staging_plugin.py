@@ -10,8 +10,6 @@ from typing import Any
 
 import attrs
 from allmydata.interfaces import IAnnounceableStorageServer, IFoolscapStoragePlugin, IStatsProducer
-from allmydata.util.abbreviate import parse_abbreviated_size
-from allmydata.util.time_format import parse_duration
 from foolscap.api import Referenceable
 from twisted.application.service import Service
 from twisted.internet import reactor as _reactor
@@ -24,6 +22,7 @@ from zope.interface import implementer
 from helper.errors import StreamingError, fault_of
 from helper.staging import Held, StagingLimits, StagingServer
 from helper.staging_interfaces import PLUGIN_NAME, RIStagingServer
+from helper.streaming_cfg import duration_of, size_of
 
 reactor: Any = _reactor  # it has more interfaces than its declared type
 
@@ -167,7 +166,7 @@ class StagingPlugin:
 def limits_from(configuration: dict[str, str]) -> StagingLimits:
     """The settings in [storageserver.plugins.tahoe-streaming-staging-v1]. Raises ValueError, naming the key."""
     known: dict[str, Callable[[str], Any]] = {
-        "stagings": int, "bytes-per-staging": parse_abbreviated_size, "expiry": parse_duration}
+        "stagings": int, "bytes-per-staging": size_of, "expiry": duration_of}
     values = {}
     for key, text in configuration.items():
         if key not in known:

@@ -6,6 +6,7 @@ Rows are truth about how much of a file is synced and what was decided; the byte
 from __future__ import annotations
 
 import enum
+import os
 import sqlite3
 import threading
 from collections.abc import Sequence
@@ -98,7 +99,11 @@ class StagingRecords:
         self._lock = threading.Lock()
 
     def open(self) -> None:
-        """Before anything else. Raises ValueError for a table of another version."""
+        """Before anything else; the file is made if missing, mode 0600. Raises ValueError for a table of another
+        version, OSError if there is a link under its name."""
+        # SQLite gives its other files the mode of this one.
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        os.chmod(self._path, 0o600)
         self._db = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")

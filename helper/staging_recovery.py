@@ -89,8 +89,8 @@ class Recovery:
     def _remove_strangers(self, known: set[Path]) -> None:
         """Files without a record: made, but never acknowledged; or published, and their staged name came back."""
         for directory in self._directory.iterdir():
-            if not re.fullmatch(r"[a-z2-7]{52}", directory.name):
-                continue
+            if not re.fullmatch(r"[a-z2-7]{52}", directory.name) or directory.is_symlink():
+                continue  # nothing of ours, nor is what a link leads to
             try:
                 for path in {*directory.iterdir()} - known:
                     self._means.disk.unlink(path)

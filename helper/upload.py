@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from helper import errors, events
 from helper.ledger import Ledger
 from helper.parameters import Parameters
+from helper.pauses import SERVERS, Pauses
 from helper.pipeline import Pipeline
 from helper.placement import AllocationPolicy
 from helper.pushing import SharePusher
@@ -77,6 +78,7 @@ class Upload:
         #: Seconds since somebody last called for it; counted by the sweeper, so that no clock that jumps ends it.
         self.idle = 0.0
         self.over_for = 0.0  # seconds since it ended, counted in the same way
+        self.asked_at = record.touched  # when somebody last called for it; only to be shown
         self.permutation_seeds = b""
         self._record = record
         self._services = services
@@ -90,6 +92,7 @@ class Upload:
         self._events: list[object] = []
         self._handling = False
         self._stopped = False
+        self._pauses = Pauses(self.short, services.clock, self._what_it_waits_for)
         self._working: _Work | None = None
         self._abandoned: Deferred[None] | None = None
         self._end_recorded: Deferred[bool] = succeed(True)
@@ -101,8 +104,7 @@ class Upload:
         policy = AllocationPolicy(p.k, p.n, p.max_segment_size, s.settings.first_bound)
         pusher = SharePusher(
             p, pipeline, s.grid, policy, s.clock, self._record.staging_secret, s.settings.patience, secrets.randbelow,
-            self.tell, self._homes_changed, lambda length: s.count("bytes_pushed_again", length),
-            self._settled)
+            self.tell, self._homes_changed, s.count, self._settled)
         self._working = _Work(spool_file, pipeline, pusher)
 
     def resume(self, spool_file: SpoolFile) -> None:
@@ -112,7 +114,7 @@ class Upload:
         r, work = self._record, self._work
         if r.order is not None:
             work.pusher.rank([r.servers[i] for i in r.order])
-        work.pusher.return_to(r.homes)
+        work.pusher.return_to(r.homes, decided=r.finish is not None)
         work.pipeline.set_durable(spool_file.durable)
         work.pusher.set_durable(spool_file.durable)
         self.tell(self._resumed(spool_file.durable, r.error, unplaced=True))
@@ -121,6 +123,7 @@ class Upload:
         """One of an earlier run of which only the result is left, or nothing: `error` says why."""
         self.tell(self._resumed(0, error, unplaced=False))
         if self.session.state.value != self._record.state:
+            self._services.count(self.session.state.value, 1)
             self._end_recorded = self._whether_recorded(self.save())
 
     def _resumed(self, durable: int, error: errors.StreamingError | None, unplaced: bool) -> events.Resumed:
@@ -146,15 +149,30 @@ class Upload:
         return self._record.finish.size if self._record.finish is not None else 0
 
     @property
+    def opened_at(self) -> float:
+        """Seconds since the epoch."""
+        return self._record.opened
+
+    @property
+    def recorded_state(self) -> State:
+        """The last that was recorded; that of an upload of an earlier run whose ciphertext is not read yet."""
+        return State(self._record.state)
+
+    @property
     def over(self) -> bool:
         """Whether the upload has come to its end, good or bad."""
         return self.session.state is State.FINISHED or self.session.state in ENDED
 
     # -- calls -------------------------------------------------------------------------------------------
 
+    def asked(self) -> None:
+        """Somebody called for it."""
+        self.idle = 0.0
+        self.asked_at = self._services.clock.seconds()
+
     def call(self, make_event: Callable[[int], object]) -> Deferred[Answered]:
         """Tell the session of a call; fires with the answer to it."""
-        self.idle = 0.0
+        self.asked()
         number, self._next_call = self._next_call, self._next_call + 1
         d: Deferred[Answered] = Deferred()
         self._calls[number] = d
@@ -183,7 +201,7 @@ class Upload:
                                      f"{len(order)} bytes that are not that")
         if self.session.error is not None:
             raise self.session.error
-        self.idle = 0.0
+        self.asked()
         self._record = attrs.evolve(self._record, order=tuple(indices))
         if self._working is not None:
             self._working.pusher.rank([servers[i] for i in indices])
@@ -235,6 +253,8 @@ class Upload:
                     self._carry_out(command)
         finally:
             self._handling = False
+        if self.waits_for == SERVERS and not self._stopped:
+            self._pauses.waits(SERVERS)
 
     def _changed_from(self, before: State) -> None:
         s = self.session
@@ -242,6 +262,8 @@ class Upload:
         if s.state is State.FINISHED:
             self._services.count("finished", 1)
         if s.state in ENDED:
+            self._services.count(s.state.value, 1)
+            self._pauses.end()
             self._end_recorded = self._whether_recorded(self.save())
         code = s.error.code if s.error is not None else "ok"
         self.log.info("upload {upload}: {before} -> {after} ({code}), {received} bytes received, {durable} durable",
@@ -349,6 +371,7 @@ class Upload:
         self._work.pipeline.set_durable(durable)
         self._work.pusher.set_durable(durable)
         self.tell(events.Stored(durable))
+        self._pauses.got_on(self.waits_for)
 
     def store_failed(self, reason: str) -> None:
         """The spool can store nothing more."""
@@ -369,7 +392,12 @@ class Upload:
         self.log.failure("upload {upload} failed", failure, upload=self.short)
         self.tell(events.Failed(errors.fault_of(failure.value)))
 
-    def _settled(self) -> None:
+    def _settled(self, missing: list[int]) -> None:
+        if missing:
+            self.log.warn("upload {upload}: shares {missing} could not be placed; a repair will make them",
+                          upload=self.short, missing=missing)
+        else:
+            self.log.info("upload {upload}: every share is placed", upload=self.short)
         self._work.pipeline.stop()
         self._drop_spool()
 
@@ -379,6 +407,7 @@ class Upload:
         if self._unstored or not self._services.room.take(self.name, len(data)):
             self._unstored.append(data)
             self._services.room.wait(self)
+            self._pauses.waits(self.waits_for)
         else:
             self._work.spool.append(data)
 
@@ -386,6 +415,7 @@ class Upload:
         """The spool could not store what it has, and keeps it until it is tried again."""
         self._disk_full = reason
         self._services.room.wait(self)
+        self._pauses.waits(self.waits_for)
 
     def try_room(self) -> bool:
         """See room.Waiter."""
@@ -403,13 +433,25 @@ class Upload:
     @property
     def waits_for(self) -> str:
         """What keeps received bytes from becoming durable: room, disk, servers, or nothing ("")."""
+        if self.session.state in ENDED:
+            return ""
         if self._disk_full is not None:
             return f"disk: {self._disk_full}"
-        return "room" if self._unstored else "servers" if self.session.paused else ""
+        return "room" if self._unstored else SERVERS if self.session.paused else ""
+
+    def _what_it_waits_for(self) -> str:
+        if self.waits_for == SERVERS:
+            s = self.session
+            return f"storage servers: {s.durable - s.pushed} of {s.durable} bytes are not on enough of them"
+        room = self._services.room.status()
+        what = "room in the spool" if self._disk_full is None else f"the spool's disk, {self._disk_full}"
+        return (f"{what}: {room.stored + room.reserved} bytes are used or reserved, {room.disk_free} are free on "
+                "its disk")
 
     def stop(self) -> None:
         """The helper stops: refuse what is asked; shares and spool stay as they are for the next run."""
         self._stopped = True
+        self._pauses.end()
         self.tell(events.Stopping())
         if self._working is not None:
             self._working.pusher.stop()
@@ -429,6 +471,7 @@ class Upload:
         if self._working is not None:
             self._working.pipeline.stop()
             self._working.spool.drop()
+            self._services.room.release(self.name)
             if self._abandoned is None:
                 self._abandoned = self._working.pusher.abandon()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
@@ -49,7 +49,10 @@ class Uploads:
         self._started = self._swept = clock.seconds()
         self._sweeper = LoopingCall(self._sweep)
         self._sweeper.clock = clock
-        self.counters = {"opened": 0, "finished": 0, "bytes_received": 0, "bytes_pushed_again": 0, "resumed": 0}
+        #: Since the helper's start.
+        self.counters = dict.fromkeys((
+            "opened", "resumed", "finished", "aborted", "failed", "expired", "bytes_received", "bytes_pushed_again",
+            "shares_lost", "shares_rehomed", "servers_stalled"), 0)
 
     def start(self, records: list[UploadRecord]) -> None:
         """The node starts, with what the run before has recorded. Begin to look for uploads that have expired."""
@@ -76,6 +79,38 @@ class Uploads:
         live = sum(1 for upload in self._by_name.values() if not upload.over)
         return {f"streaming_helper.{name}": value for name, value in {**self.counters, "open": live}.items()}
 
+    # -- what is shown of them (status.py) -----------------------------------------------------------------
+
+    @property
+    def clock(self) -> IReactorTime:
+        """What uploads measure time with."""
+        return self._clock
+
+    @property
+    def grid(self) -> Grid:
+        """The storage servers."""
+        return self._grid
+
+    @property
+    def room(self) -> SpoolRoom:
+        """The room in the spool, and who has it."""
+        return self._room
+
+    @property
+    def spool_on_disk(self) -> int:
+        """Bytes that the spool's files take."""
+        return self._spool.used
+
+    @property
+    def known(self) -> Collection[Upload]:
+        """All uploads, those that have ended included, in the order in which they were opened."""
+        return self._by_name.values()
+
+    @property
+    def unread(self) -> Collection[Upload]:
+        """Those of an earlier run whose ciphertext has not been read through yet; their session knows nothing."""
+        return self._recovery.waiting
+
     # -- protocol.txt §4 ---------------------------------------------------------------------------------
 
     async def open(self, upload_id: bytes, wire: Mapping[bytes, int]) -> Answered:
@@ -91,7 +126,7 @@ class Uploads:
                 upload, new = self._new(name, parameters, have), True
         upload.session.parameters.check_same(parameters)
         await self._recovered(upload)
-        upload.idle = 0.0
+        upload.asked()
         if not upload.permutation_seeds:  # of an earlier run
             upload.told_servers(_fitting(self._grid.servers_for(bytes(16))))
         try:
@@ -137,7 +172,7 @@ class Uploads:
 
     async def status(self, upload_id: bytes) -> Answered:
         upload = await self._find(upload_id)
-        upload.idle = 0.0
+        upload.asked()
         answer = upload.status()
         error = upload.session.error
         return answer if error is None else Answered({**answer.fields, "reason": error.code}, answer.shares)

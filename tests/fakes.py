@@ -101,6 +101,10 @@ class FakeServer:
         self._faults[operation, nth] = fault
         self.seals |= operation == "seal"
 
+    def requests(self, operation: str) -> int:
+        """How many of that kind there were."""
+        return self._counts[operation]
+
     def refuse_from_now_on(self) -> None:
         """Grant nothing any more."""
         self.capacity = 0
@@ -527,7 +531,8 @@ class FakeStagedSink:
             if place not in self.server.published:
                 self.server.published[place] = Published(bytes(share.data), len(share.data))
                 self.server.closed_at[self.shnum] = self.server.clock.seconds()
-                return None
+                if not (self.prepared or self.held > DATA_OFFSET):
+                    return None
         if place not in self.server.published:
             raise ServerError("unknown-staging")
         return FakeShare(self.server, self.connection, place)

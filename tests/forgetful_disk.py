@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,10 @@ class ForgetfulDisk:
         #: Bytes that can still be written; None: no limit.
         self.room: int | None = None
         #: How many bytes a write takes of those it is given.
-        self.takes = lambda size: self._choose.choice([1, 40, 700, size])
+        self.takes: Callable[[int], int] = lambda size: self._choose.choice([1, 40, 700, size])
         #: Names of files of which a call has failed.
         self.hurt: set[str] = set()
+        self.on_failure: Callable[[str], None] = lambda _call: None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
@@ -176,7 +178,7 @@ class ForgetfulDisk:
             self._files[path.name] = _OnDisk(bytearray(path.read_bytes()) if path.exists() else bytearray())
         return self._files[path.name]
 
-    def _write_out(self, file: _OnDisk, path: Path, written: Any) -> None:
+    def _write_out(self, file: _OnDisk, path: Path, written: Callable[[], bool]) -> None:
         """Everything dirty is clean now; each sector is on the disk if `written` says so."""
         if not path.exists():  # removed while a thread used it
             return
@@ -186,7 +188,7 @@ class ForgetfulDisk:
         file.dirty.clear()
 
     @staticmethod
-    def _merged(old: bytes, now: bytes, dirty: list[tuple[int, int]], written: Any) -> bytes:
+    def _merged(old: bytes, now: bytes, dirty: list[tuple[int, int]], written: Callable[[], bool]) -> bytes:
         """`old` with those dirty sectors of `now` that are written."""
         content = bytearray(old.ljust(len(now), b"\0"))
         chosen: dict[int, bool] = {}
@@ -205,6 +207,7 @@ class ForgetfulDisk:
             if self.calls_left < 0:
                 raise PowerFailed
         if failures := self.failures.get(call):
+            self.on_failure(call)
             self._fail(failures.pop(0), path)
 
     def _fail(self, number: int, path: Path) -> None:

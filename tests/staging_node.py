@@ -255,7 +255,8 @@ class Node:
         return {number: Path(path) for number, path in self.stock.get_shares(si)}.get(shnum)
 
     def staged_files(self) -> list[Path]:
-        return [p for p in (self.directory / "staging").rglob("*") if not p.name.startswith("staging.sqlite")]
+        return [p for p in (self.directory / "staging").rglob("*")
+                if p.name != "lock" and not p.name.startswith("staging.sqlite")]
 
     def full_share(self, shnum: int, name: bytes = NAME, body: bytes = BODY) -> None:
         self.stage(name, [shnum])

@@ -67,20 +67,27 @@ class SharedGrid:
         return self.grid.client, self.plain_client
 
 
-_shared: pytest.StashKey[SharedGrid] = pytest.StashKey()
+_running: pytest.StashKey[dict[str, SharedGrid]] = pytest.StashKey()
 
 
 def shared_grid(config: pytest.Config, directories: pytest.TempPathFactory) -> SharedGrid:
-    """The grid of this test run; started by the first test that wants it, stopped after the last test."""
-    if _shared not in config.stash:
-        grid = LocalGrid(directories.mktemp("shared-grid"), OPTIONS)
+    """The grid of stock servers of this test run."""
+    return running_grid(config, directories, "shared-grid", OPTIONS)
+
+
+def running_grid(config: pytest.Config, directories: pytest.TempPathFactory, name: str,
+                 options: GridOptions) -> SharedGrid:
+    """A grid of this test run; started by the first test that wants it, stopped after the last test."""
+    running = config.stash.setdefault(_running, {})
+    if name not in running:
+        grid = LocalGrid(directories.mktemp(name), options)
         config.add_cleanup(grid.stop)
         grid.start()
         plain = grid.add_client("plain-client", helper_furl="", force_foolscap=True)
-        config.stash[_shared] = SharedGrid(grid, plain)
-    for node in config.stash[_shared].grid.nodes:
+        running[name] = SharedGrid(grid, plain)
+    for node in running[name].grid.nodes:
         node.is_up()  # NodeError, at once and with its log, if it has ended
-    return config.stash[_shared]
+    return running[name]
 
 
 @contextmanager
@@ -118,7 +125,7 @@ def servers_restored(shared: SharedGrid, *servers: NodeProcess) -> Iterator[None
         for server in servers:
             server.wait_ready()
         for node in (shared.grid.helper, *shared.readers):
-            shared.grid.wait_connected(node, SERVERS)
+            shared.grid.wait_connected(node, len(shared.grid.storage))
 
 
 def helper_furl(node: NodeProcess) -> str:
@@ -235,16 +242,22 @@ def feed(process: subprocess.Popen[bytes], data: bytes) -> None:
 def request(node: NodeProcess, method: str, path: str, body: bytes | None = None,
             headers: Mapping[str, str] | None = None) -> bytes:
     """The body of the answer, which must be a good one."""
+    status, content = answer_of(node, method, path, body, headers)
+    assert status in (200, 201, 206), (status, content)
+    return content
+
+
+def answer_of(node: NodeProcess, method: str, path: str, body: bytes | None = None,
+              headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
+    """Status and body of the answer, good or bad."""
     parts = urlsplit(node.web_url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=PATIENCE)
     try:
         connection.request(method, path, body, dict(headers or {}))
         response = connection.getresponse()
-        content = response.read()
+        return response.status, response.read()
     finally:
         connection.close()
-    assert response.status in (200, 201, 206), (response.status, content)
-    return content
 
 
 def download(node: NodeProcess, cap: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -283,11 +296,12 @@ def assert_healthy(results: Mapping[str, Any], shares: int = N, servers: int = S
     assert results["count-wrong-shares"] == 0, results
 
 
-def assert_stored(shared: SharedGrid, cap: str, data: bytes) -> None:
-    """Both stock clients read `data` at `cap`, and find it healthy with every share on a server of its own."""
+def assert_stored(shared: SharedGrid, cap: str, data: bytes, shares: int = N, servers: int = SERVERS) -> None:
+    """Both stock clients read `data` at `cap`, and find it healthy; by default with every share on a server of its
+    own."""
     for reader in shared.readers:
         assert download(reader, cap) == data
-        assert_healthy(check(reader, cap))
+        assert_healthy(check(reader, cap), shares, servers)
 
 
 # -- shares on disk ----------------------------------------------------------------------------------------

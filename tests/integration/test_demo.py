@@ -34,9 +34,15 @@ def processes_mentioning(path: Path) -> list[str]:
     return found
 
 
-def test_demo_tells_the_story(temporary_directory: Path) -> None:
+@pytest.mark.parametrize(("stock_servers", "told"), [
+    (False, ["with the plugin tahoe-streaming-staging-v1", "Nobody but the client knows a storage index."]),
+    (True, ["the client must reveal the storage index at once",
+            "The helper has known the storage index from the start."]),
+])
+def test_demo_tells_the_story(temporary_directory: Path, stock_servers: bool, told: list[str]) -> None:
     out, err = io.StringIO(), io.StringIO()
-    status = run_demo(size=6 * MIB, storage_nodes=3, k=1, happy=7, n=3, rate=4 * MIB, out=out, err=err)
+    status = run_demo(size=6 * MIB, storage_nodes=3, k=1, happy=7, n=3, rate=4 * MIB, stock_servers=stock_servers,
+                      out=out, err=err)
     story = err.getvalue()
     assert status == 0, story
     cap = out.getvalue()
@@ -55,6 +61,7 @@ def test_demo_tells_the_story(temporary_directory: Path) -> None:
         "6.0 MiB came back, SHA-256",
         "healthy: 3 good shares of 3, on 3 servers.",
         "Cleaned up: every process was stopped",
+        *told,
     ):
         assert expected in story
     assert cap.strip() not in story
@@ -83,9 +90,10 @@ def test_unreadable_source_is_refused_at_once(temporary_directory: Path, name: s
     assert out.getvalue() == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_in_mid_stream_cleans_up(temporary_directory: Path, number: signal.Signals) -> None:
-    command = [sys.executable, "-m", "client_shim.cli", "demo", "--storage-nodes", "1", "-"]
+@pytest.mark.parametrize(("number", "options"), [(signal.SIGINT, ["--stock-servers"]), (signal.SIGTERM, [])])
+def test_signal_in_mid_stream_cleans_up(temporary_directory: Path, number: signal.Signals,
+                                        options: list[str]) -> None:
+    command = [sys.executable, "-m", "client_shim.cli", "demo", "--storage-nodes", "1", *options, "-"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as demo:
         assert demo.stdin is not None
         assert demo.stdout is not None

@@ -1,4 +1,4 @@
-"""`python -m simulation --seed N` (in tests/) prints a schedule and all that happens in it; see also --help."""
+"""`python -m simulation --seed N` (in tests/) prints a schedule and its trace; `--schedules N` runs many."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ import sys
 import traceback
 
 import attrs
-from twisted.logger import globalLogBeginner
 
-from simulation.run import run
+from simulation.run import coverage, discard_history, missing, run, run_many
 from simulation.schedule import Schedule, schedule
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m simulation", description=__doc__)
-    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--seed", type=int, help="run this one, and tell all of it")
+    parser.add_argument("--schedules", type=int, help="run so many, and tell what they reached")
     parser.add_argument("--shrink", action="store_true", help="leave out every fault without which it fails, too")
     parser.add_argument("--quiet", action="store_true", help="print no trace")
     arguments = parser.parse_args()
-    globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
+    if arguments.seed is None:
+        return many(arguments.schedules or 5000)
+    discard_history()
     plan = schedule(arguments.seed)
     if arguments.shrink:
         plan = shrunk(plan)
@@ -33,13 +35,22 @@ def main() -> int:
     return 0
 
 
+def many(number: int) -> int:
+    results = run_many(number)
+    print(coverage(results.report))
+    for failed in results.failed:
+        print(f"seed {failed.seed}:\n{failed.text}")
+    return 1 if results.failed or missing(results.report) else 0
+
+
 def shrunk(plan: Schedule) -> Schedule:
     """The same with as few faults and clients as still fail; as it is if it does not fail."""
-    for field in ("faults", "programs"):
-        for item in getattr(plan, field):
-            fewer = attrs.evolve(plan, **{field: tuple(x for x in getattr(plan, field) if x is not item)})
-            if fewer.programs and fails(fewer):
-                plan = fewer
+    for fault in plan.faults:
+        fewer = attrs.evolve(plan, faults=tuple(f for f in plan.faults if f is not fault))
+        plan = fewer if fails(fewer) else plan
+    for program in plan.programs:
+        fewer = attrs.evolve(plan, programs=tuple(p for p in plan.programs if p is not program))
+        plan = fewer if fewer.programs and fails(fewer) else plan
     return plan
 
 

@@ -36,7 +36,9 @@ class Client:
         self.slowness = 0.0
         self.acknowledged = 0  # bytes, in answers that the helper gave, whether or not they arrived
         self.seen_durable = 0
+        self.seen: object = None  # of its upload in the helper, when it was looked last
         self.opened = False  # the helper has answered `open`
+        self.decided = False  # a share was published
         self.aborting = self.died = self.garbled = False
         self.refusals: list[str] = []
         self.cap: bytes | None = None

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.base import DelayedCall
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import Clock
 from world import ProcessClock
+
+
+class QuickClock(Clock):
+    """Twisted's, which sorts all calls whenever there is one more."""
+
+    def callLater(self, delay: float, callable: Callable[..., Any], *args: object, **kw: object) -> DelayedCall:  # noqa: A002
+        call = DelayedCall(self.seconds() + delay, callable, args, kw, self.calls.remove, lambda _call: None,
+                           self.seconds)
+        call.resetter = lambda _call: self.sort()
+        insort(self.calls, call, key=DelayedCall.getTime)
+        return call
+
+    def sort(self) -> None:
+        """To be called when a call was made to wait longer: nobody is told."""
+        self.calls.sort(key=DelayedCall.getTime)
+
+    def due(self) -> float | None:
+        """When the next call is."""
+        return self.calls[0].getTime() if self.calls else None
+
+    def advance(self, amount: float) -> None:
+        self.rightNow += amount
+        while self.calls and self.calls[0].getTime() <= self.rightNow:
+            call = self.calls.pop(0)
+            call.called = 1
+            call.func(*call.args, **call.kw)
 
 
 class SettableClock(ProcessClock):
@@ -16,12 +44,19 @@ class SettableClock(ProcessClock):
     So if the clock is set forward everything is due at once, and if it is set back everything waits longer.
     """
 
-    def __init__(self, clock: Clock, ahead: float = 0.0) -> None:
-        super().__init__(clock)
-        self.ahead = ahead
+    _clock: QuickClock
 
-    def seconds(self) -> float:
-        return super().seconds() + self.ahead
+    def __init__(self, clock: QuickClock, ahead: float = 0.0) -> None:
+        super().__init__(clock)
+        self.shift(ahead)
+        #: Seconds by which it was ever set back: so much longer than it should, what was to be called may wait.
+        self.set_back = 0.0
+        self.times_set_forward = 0
+
+    @property
+    def ahead(self) -> float:
+        """Seconds, of the right time."""
+        return self._ahead
 
     def callLater(self, delay: float, function: Callable[..., Any], *args: Any, **kwargs: Any) -> IDelayedCall:
         if len(self._calls) < 64:  # else those that are over are looked for
@@ -34,7 +69,10 @@ class SettableClock(ProcessClock):
 
     def set_forward(self, seconds: float) -> None:
         """By so many seconds; back if they are negative."""
-        self.ahead += seconds
+        self.shift(seconds)
+        self.set_back += max(0.0, -seconds)
+        self.times_set_forward += seconds > 0
         now = self._clock.seconds()
         for call in self.getDelayedCalls():
             call.reset(max(0.0, call.getTime() - now - seconds))
+        self._clock.sort()

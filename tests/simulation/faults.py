@@ -47,10 +47,10 @@ class FaultKind(enum.Enum):
     HELPER_KILLED_IN_CALL = "the helper is killed in the middle of what a thread does, and started"
     POWER_FAILS = "the helper's machine loses its power, and starts again"
     POWER_FAILS_IN_CALL = "the same in the middle of what a thread does"
-    CLOCK_FORWARD = "the helper's clock is set forward by up to three days"
+    CLOCK_FORWARD = "the helper's clock is set forward by up to six days"
     CLOCK_BACK = "the helper's clock is set back by up to three days"
     CLIENT_CLOCK_FORWARD = "a client's clock is set forward by up to three days"
-    CLIENT_CLOCK_BACK = "a client's clock is set back by up to three days"
+    CLIENT_CLOCK_BACK = "a client's clock is set back by up to a day and a half"
 
 
 DAY = 86400.0
@@ -138,8 +138,7 @@ def _lie(world: SimulatedWorld, planned: Planned) -> None:
 
 def _disk_fails(call: str, number: int) -> Inject:
     def inject(world: SimulatedWorld, planned: Planned) -> None:
-        world.disk.failures.setdefault(call, []).append(number)
-        world.when_used_up(call, planned)
+        world.disk_fails(call, number, planned)
 
     return inject
 
@@ -195,7 +194,9 @@ def _kill_in_call(power: bool) -> Inject:
 
 def _set_clock(sign: int) -> Inject:
     def inject(world: SimulatedWorld, planned: Planned) -> None:
-        world.process.set_forward(sign * _jump(planned))
+        if sign > 0 and world.process.times_set_forward == 2:
+            return  # each counts as idle time, if little: no limit stands any number of them
+        world.process.set_forward(_jump(planned) * (2 if sign > 0 else -1))
         world.fired(planned)
 
     return inject
@@ -203,7 +204,10 @@ def _set_clock(sign: int) -> Inject:
 
 def _set_client_clock(sign: int) -> Inject:
     def inject(world: SimulatedWorld, planned: Planned) -> None:
-        world.clients[planned.target % len(world.clients)].process.set_forward(sign * _jump(planned))
+        process = world.clients[planned.target % len(world.clients)].process
+        if process.set_back - sign * _jump(planned) > _JUMP / 2:
+            return  # it waits so long, as Twisted does, that its upload would expire
+        process.set_forward(sign * _jump(planned))
         world.fired(planned)
 
     return inject

@@ -44,14 +44,14 @@ def check_step(world: SimulatedWorld) -> None:
             require(link.unanswered <= most, f"client {client.number} has {link.unanswered} bytes on their way, credit "
                                              f"{world.settings.credit}")
         _check_upload(world, client)
-    published = sum(len(server.published) for server in world.servers)
+    published = sum([len(server.published) for server in world.servers])
     if published != world.published:
         world.published = published
         check_decisions(world)
 
 
 def _check_upload(world: SimulatedWorld, client: Client) -> None:
-    if not world.running:
+    if not world.running or world.uploads._stopping:
         return
     upload = world.upload_of(client)
     if upload is None:
@@ -60,8 +60,19 @@ def _check_upload(world: SimulatedWorld, client: Client) -> None:
         return
     session = upload.session
     state = session.state
+    if upload._working is not None:
+        pipeline = upload._working.pipeline
+        require(len(pipeline._recent) <= pipeline._recent_max, "too many blocks in memory")
+    seen = session, state, session.received, session.durable, client.acknowledged, session.error
+    if client.seen == seen:
+        return
+    client.seen = seen
     require(session.received - session.durable <= world.settings.credit,
             f"{session.received - session.durable} bytes are received and not durable, credit {world.settings.credit}")
+    if session.error is not None and state in (State.PUBLISHING, State.FINISHED):
+        # of an earlier run, and its spool cannot be read: it is tried again after the next start
+        require(may_fail(world, client, session.error.code), f"an upload that is {state.value} has {session.error}")
+        return
     if state in ENDED:
         _check_end(world, client, state, "" if session.error is None else session.error.code)
         return
@@ -70,11 +81,7 @@ def _check_upload(world: SimulatedWorld, client: Client) -> None:
     require(session.durable >= client.seen_durable, f"{client.seen_durable} bytes were durable, now {session.durable}")
     client.seen_durable = session.durable
     require(session.received <= client.upload.progress.sent, "more was received than was sent")
-    if upload._working is not None:
-        pipeline = upload._working.pipeline
-        require(len(pipeline._recent) <= pipeline._recent_max, "too many blocks in memory")
-    require(session.error is None or session.error.code == "helper-stopping",
-            f"an upload that is {state.value} has an error: {session.error}")
+    require(session.error is None, f"an upload that is {state.value} has an error: {session.error}")
 
 
 def _check_end(world: SimulatedWorld, client: Client, state: State, code: str) -> None:
@@ -102,14 +109,39 @@ def may_fail(world: SimulatedWorld, client: Client, code: str) -> bool:
 
 def check_decisions(world: SimulatedWorld) -> None:
     """A share that is published was decided upon, and that is recorded."""
-    if not world.running:
+    if not world.running or world.uploads._stopping:
         return
     for storage_index in {si for server in world.servers for si, _shnum in server.published}:
         states = world.ledger_file.state_of(storage_index)
         require(set(states) & {"publishing", "finished"}, f"a share is published, and the ledger says {states}")
+    if not _SERVER_FAULTS & set(world.fired_kinds) and not world.ended:
+        for client in world.clients:
+            _check_complete(world, client)
+
+
+def _check_complete(world: SimulatedWorld, client: Client) -> None:
+    """Once one share is published, so many are complete that all the rest can fail to follow."""
+    encoded = expected(client.file.data, with_size(client.file.parameters, None), client.file.key)
+    if client.decided or not world.grid.copies(encoded.storage_index):
+        return
+    client.decided = True
+    sharemap = defaultdict(set)
+    for server in world.servers:
+        for shnum, data in server.shares_of(encoded.storage_index):
+            if data == encoded.shares.get(shnum):
+                sharemap[shnum].add(server.server_id)
+    p = client.file.parameters
+    require(servers_of_happiness(sharemap) >= p.happy and len(sharemap) >= p.k,
+            f"it was decided to publish with shares {sorted(sharemap)} complete")
 
 
 # -- when something happens -------------------------------------------------------------------------------------
+
+
+def check_sent(_world: SimulatedWorld, client: Client, offset: int, data: bytes) -> None:
+    """However often bytes are sent, they are the same: nothing else was ever encrypted at that place."""
+    require(client.ciphertext[offset:offset + len(data)] == data,
+            f"client {client.number} sends two ciphertexts at offset {offset}")
 
 
 def check_acknowledged(world: SimulatedWorld, client: Client, offset: int, data: bytes, durable: int | bytes) -> None:
@@ -177,6 +209,11 @@ def check_clients(world: SimulatedWorld) -> None:
                     f"client {client.number} failed for no reason: {client.error}; {client.refusals[-3:]}")
 
 
+def leftovers(world: SimulatedWorld) -> list[str]:
+    """Names of servers with shares that nobody will end. On a staging server, what an earlier run left expires."""
+    return [server.name for server in world.servers if server.has_leftovers and not (world.ended and server.stages)]
+
+
 def check_end(world: SimulatedWorld) -> None:
     """Everything is over: what was promised can be read, and nothing else is left."""
     check_clients(world)
@@ -196,6 +233,8 @@ def check_end(world: SimulatedWorld) -> None:
             require(not copies, f"an upload that is {upload.session.state.value} has left shares {sorted(copies)}")
     require(not world.spool_files() and world.spool.used == 0,
             f"{len(world.spool_files())} spool files and {world.spool.used} bytes are left")
+    require(not leftovers(world), f"unfinished shares are left on {leftovers(world)}")
+    require(world.uploads._room.used == 0, f"{world.uploads._room.used} bytes of room are left to nobody")
     for event in world.failures:
         failure = event["log_failure"]
         if not failure.check(OSError) and getattr(failure.value, "code", "") != "spool-failed":

@@ -21,15 +21,17 @@ class FaultyLink(WireLink):
     """One connection. What goes over it keeps its order, as over TCP, and takes `delay()` seconds each way.
 
     `on_answer` hears what the helper answers, with the call's arguments, before it is on its way: from then on the
-    client may know it.
+    client may know it; `on_sent` offset and data of each put_ciphertext.
     """
 
     def __init__(self, clock: Clock, edge: Any, largest_message: int, choose: random.Random,
-                 delay: Callable[[], float], on_answer: Callable[[str, tuple[Any, ...], WireAnswer], None]) -> None:
+                 delay: Callable[[], float], on_answer: Callable[[str, tuple[Any, ...], WireAnswer], None],
+                 on_sent: Callable[[int, bytes], None]) -> None:
         super().__init__(clock, edge, largest_message=largest_message)
         self.delay = delay
         self._choose = choose
         self._on_answer = on_answer
+        self._on_sent = on_sent
         self._arrives = self._delivered = 0.0
         self._dead = False
         #: What happens to the next message: (fate, amount, what to call when it strikes); used up.
@@ -55,6 +57,7 @@ class FaultyLink(WireLink):
     def _transmit(self, size: int, d: Deferred[HelperAnswer], method: str, arguments: tuple[Any, ...]) -> None:
         if method == "put_ciphertext":
             self.unanswered += len(arguments[2])
+            self._on_sent(arguments[1], arguments[2])
         fate, amount = self._fate(method, ("lose request", "delay", "repeat", "garble finish", "other bytes"))
         if fate == "lose request":
             self._go_dead(amount)

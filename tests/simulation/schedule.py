@@ -15,7 +15,7 @@ from simulation.faults import FaultKind
 #: Files are of so many kinds, as what stock makes of each is computed once.
 FILES = 150
 #: Steps are spread over about this many; an upload takes a hundred or a few.
-FAULTS_WITHIN = 90
+FAULTS_WITHIN = 60
 
 
 @attrs.frozen
@@ -72,10 +72,10 @@ class Schedule:
     faults: tuple[Planned, ...]
 
     def __str__(self) -> str:
-        lines = [
-            f"seed {self.seed}: {self.stock_servers} stock and {self.staging_servers} staging servers, credit "
-            + f"{self.credit}, pushing lag {self.pushing_lag}, contact after {self.contact_after}, quota "
-            + f"{self.spool_quota}; seconds: network {self.network}, servers {self.server}, threads {self.thread}"]
+        lines = [f"seed {self.seed}: {self.stock_servers} stock and {self.staging_servers} staging servers",
+                 f"  credit {self.credit}, pushing lag {self.pushing_lag}, contact after {self.contact_after}",
+                 f"  quota of the spool {self.spool_quota}",
+                 f"  seconds: network {self.network}, servers {self.server}, threads {self.thread}"]
         for number, p in enumerate(self.programs):
             lines.append(f"  client {number} begins at {p.begins:.3f} s: {p.file.parameters}, {len(p.file.data)} bytes "
                          f"in {len(p.writes)} pieces, then {p.ending}; reveal {p.reveal.value}")
@@ -89,7 +89,8 @@ def file(number: int) -> File:
     k = choose.randint(1, 3)
     n = choose.randint(k, 5)
     segment = choose.choice([17, 48, 50, 51, 64, 200])
-    size = choose.choice([56, 57, choose.randint(58, 300), choose.randint(58, 1000), choose.randint(300, 2000)])
+    size = choose.choice([choose.randint(56, 58), choose.randint(58, 300), choose.randint(100, 400),
+                          choose.randint(100, 1000), choose.randint(300, 2000)])
     if choose.random() < 0.2:
         size = max(56, size // segment * segment)
     parameters = Parameters(k, choose.randint(1, n), n, segment, choose.choice([size, None]))
@@ -99,15 +100,16 @@ def file(number: int) -> File:
 def schedule(seed: int) -> Schedule:
     """That of a seed."""
     choose = random.Random(f"schedule {seed}")
-    clients = choose.choice([1, 1, 1, 2, 2, 3])
+    clients = choose.choice([1, 1, 2, 2, 3])
     programs = tuple(_program(choose, number) for number in choose.sample(range(FILES), clients))
     servers = choose.randint(max(4, *(p.file.parameters.happy for p in programs)), 12)
     staging = choose.choice([0, servers, choose.randint(0, servers)])
     kinds = choose.sample(list(FaultKind), choose.choice([1, 2, 3, 4, 6, len(FaultKind)]))
-    faults = sorted((_planned(choose, kinds) for _ in range(choose.randint(3, 9))), key=lambda planned: planned.step)
+    faults = sorted((_planned(choose, kinds) for _ in range(choose.randint(4, 10))), key=lambda planned: planned.step)
     return Schedule(
         seed, credit=choose.choice([64, 200, 400, 1000]), pushing_lag=choose.choice([64, 300, 4096]),
-        contact_after=choose.choice([1, 100, 600]), spool_quota=choose.choice([1500, 10_000, 10_000, 10_000]), stock_servers=servers - staging, staging_servers=staging,
+        contact_after=choose.choice([1, 100, 600]), spool_quota=choose.choice([1500, 10_000, 10_000, 10_000]),
+        stock_servers=servers - staging, staging_servers=staging,
         network=choose.choice([0.001, 0.01, 0.1]), server=choose.choice([0.001, 0.01, 0.1]),
         thread=choose.choice([0.001, 0.001, 0.02]), programs=programs, faults=tuple(faults))
 

@@ -19,8 +19,9 @@ OPERATIONS = ("allocate", "space", "write", "seal", "publish", "abort", "read", 
 
 
 class Unsteady(FakeServer):
-    """One that takes `delay()` seconds for each request."""
+    """One that takes `delay()` seconds for each request, and lies by `lie` bytes."""
 
+    lie = 0
     delay: Callable[[], float] = staticmethod(lambda: 0.0)
 
     def request(self, operation: str, connection: int, perform: Callable[[], T],
@@ -28,10 +29,17 @@ class Unsteady(FakeServer):
         self.latency = self.delay()
         return super().request(operation, connection, perform, refused)
 
+    def shares_of(self, storage_index: bytes) -> list[tuple[int, bytes]]:
+        """Number and content of what is written of shares under a storage index, published or not."""
+        return [*((shnum, share.data) for (si, shnum), share in self.published.items() if si == storage_index),
+                *((shnum, bytes(sink._data)) for (si, shnum), sink in self.open.items() if si == storage_index)]
+
     def plan_next(self, fault: Fault) -> None:
-        """What happens to the next request, whatever it is."""
+        """What happens to the next request of each kind. No abort is refused: a server that could not abort would
+        keep the place for half an hour, and these have no such timer."""
         for operation in OPERATIONS:
-            self.plan(operation, self._counts[operation] + 1, fault)
+            if operation != "abort" or fault is not Fault.REFUSE:
+                self.plan(operation, self.requests(operation) + 1, fault)
         self.seals = False
 
     def plan_none(self) -> None:
@@ -42,8 +50,6 @@ class Unsteady(FakeServer):
 class StockServer(Unsteady):
     """`lie` is added to the free space that it states."""
 
-    lie = 0
-
     def _free_space(self) -> int | None:
         free = super()._free_space()
         return self.lie if free is None and self.lie else free if free is None else max(0, free + self.lie)
@@ -52,10 +58,13 @@ class StockServer(Unsteady):
 class StagingServer(Unsteady, FakeStagingServer):
     """`lie` is added to the lengths that it says it holds of shares."""
 
-    lie = 0
-
     def allocate(self, target: Target, shnums: Sequence[int], allocation: Allocation) -> Deferred[Granted]:
         return super().allocate(target, shnums, allocation).addCallback(self._lied)
+
+    def shares_of(self, storage_index: bytes) -> list[tuple[int, bytes]]:
+        """What is staged has no storage index yet."""
+        return [*super().shares_of(storage_index),
+                *((shnum, bytes(share.data)) for (_secret, shnum), share in self.staged.items())]
 
     def _lied(self, granted: Granted) -> Granted:
         if not self.lie:
@@ -95,10 +104,10 @@ class SimulatedGrid(FakeGrid):
         return self._when(lambda: next((s for s in self.servers if s.server_id == server_id and s.connected
                                         and s.writable), None), timeout, lambda: None)
 
-    def _when(self, look: Callable[[], object], timeout: float, otherwise: Callable[[], object]) -> Deferred[object]:
-        done: Deferred[object] = Deferred(lambda _done: end(otherwise()))
+    def _when(self, look: Callable[[], T | None], timeout: float, otherwise: Callable[[], T]) -> Deferred[T]:
+        done: Deferred[T] = Deferred(lambda _done: end(otherwise()))
 
-        def end(result: object) -> None:
+        def end(result: T) -> None:
             self._waiting.remove(again)
             if timer.active():
                 timer.cancel()

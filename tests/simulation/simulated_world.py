@@ -14,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
+import attrs
 from forgetful_disk import ForgetfulDisk, PowerFailed
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from world import SMALL
@@ -30,7 +30,7 @@ from helper.upload import Upload
 from helper.uploads import Uploads
 from simulation import invariants
 from simulation.clients import Client
-from simulation.clocks import SettableClock
+from simulation.clocks import QuickClock, SettableClock
 from simulation.faults import INJECT, FaultKind
 from simulation.links import FaultyLink
 from simulation.schedule import Planned, Schedule
@@ -61,14 +61,26 @@ class SimulatedLedgerFile(LedgerFile):
             "SELECT state FROM uploads WHERE storage_index = ?", (storage_index,)).fetchall()]
 
 
+@attrs.frozen
+class Seams:
+    """What a deliberate bug can be put in at: `system` stands between the spool and its disk."""
+
+    system: Callable[[ForgetfulDisk], Any] = lambda disk: disk
+    ledger_file: type[SimulatedLedgerFile] = SimulatedLedgerFile
+
+
+NO_BUGS = Seams()
+
+
 class SimulatedWorld:
     """A schedule's world; use it as a context manager. `step` moves it; see run.py."""
 
-    def __init__(self, schedule: Schedule, watch: Callable[[str], None] = lambda _line: None) -> None:
+    def __init__(self, schedule: Schedule, watch: Callable[[str], None] = lambda _line: None,
+                 seams: Seams = NO_BUGS) -> None:
         self.schedule = schedule
         self.choose = random.Random(f"run {schedule.seed}")
         self.settings: Settings = _settings(schedule)
-        self.clock = Clock()
+        self.clock = QuickClock()
         self.clock.rightNow = 1e9
         self.grid = SimulatedGrid(self.clock, schedule.stock_servers, schedule.staging_servers)
         for server in self.servers:
@@ -80,11 +92,13 @@ class SimulatedWorld:
         self.liars: set[Unsteady] = set()
         self.running = False
         self.ledger_failed = False
+        self.ended = 0  # how often the helper's process has
         self.thread_delay = 0.0
         self.published = 0  # shares, when it was looked last
         self._watch = watch
+        self._seams = seams
         self._planned = list(schedule.faults)
-        self._armed_failures: list[tuple[str, int, Planned]] = []
+        self._failures_to_come: dict[str, list[Planned]] = {}
         self._in_call: tuple[Planned, bool, float] | None = None
         self._links: list[FaultyLink] = []
         self._waiting_for_helper: list[Deferred[None]] = []
@@ -92,6 +106,7 @@ class SimulatedWorld:
         self._ahead = 0.0  # of the helper's clock
         self.process = SettableClock(self.clock)
         self.failures: list[LogEvent] = []
+        self._violations: list[invariants.Violation] = []  # seen where an error would be taken for one of a callback
 
     @property
     def servers(self) -> list[Unsteady]:
@@ -102,6 +117,7 @@ class SimulatedWorld:
         self.directory = Path(tempfile.mkdtemp(prefix="tahoe-stream-simulation", dir=_QUICK_DISK))
         (self.directory / "spool").mkdir()
         self.disk = ForgetfulDisk(self.directory / "spool", self.choose)
+        self.disk.on_failure = self._disk_failed
         for client in self.clients:
             client.start()
         self.start()
@@ -130,7 +146,7 @@ class SimulatedWorld:
     def step(self) -> bool:
         """Everything that is due at the next moment at which anything is; then what is planned. False if nothing is
         due any more."""
-        due = min((call.getTime() for call in self.clock.calls), default=None)
+        due = self.clock.due()
         if due is None:
             return False
         self.steps += 1
@@ -138,8 +154,9 @@ class SimulatedWorld:
         while self._planned and self._planned[0].step <= self.steps:
             planned = self._planned.pop(0)
             INJECT[planned.kind](self, planned)
-        self._look_for_used_up()
         invariants.check_step(self)
+        if self._violations:
+            raise self._violations[0]
         return True
 
     @property
@@ -167,8 +184,8 @@ class SimulatedWorld:
             return
         self.process = SettableClock(self.clock, self._ahead)
         in_thread = partial(self._in_thread, self.process)
-        self.spool = Spool(self.directory / "spool", in_thread, self.disk)
-        self.ledger_file = SimulatedLedgerFile(self.directory / LEDGER_NAME)
+        self.spool = Spool(self.directory / "spool", in_thread, self._seams.system(self.disk))
+        self.ledger_file = self._seams.ledger_file(self.directory / LEDGER_NAME)
         self.ledger = Ledger(self.ledger_file, in_thread)
         try:
             self.spool.start()
@@ -217,6 +234,7 @@ class SimulatedWorld:
 
     def _end_process(self) -> None:
         self.running = False
+        self.ended += 1
         self.process.end()
         self._ahead = self.process.ahead
         self._in_call, self.disk.calls_left = None, None
@@ -290,17 +308,13 @@ class SimulatedWorld:
 
         self.ledger_file.failed = failed
 
-    def when_used_up(self, call: str, planned: Planned) -> None:
-        """A failure was planned for a system call; it counts when it has happened."""
-        self._armed_failures.append((call, len(self.disk.failures[call]), planned))
+    def disk_fails(self, call: str, number: int, planned: Planned) -> None:
+        """The next such call fails."""
+        self.disk.failures.setdefault(call, []).append(number)
+        self._failures_to_come.setdefault(call, []).append(planned)
 
-    def _look_for_used_up(self) -> None:
-        for armed in list(self._armed_failures):
-            call, length, planned = armed
-            if len(self.disk.failures.get(call, [])) < length:
-                self._armed_failures.remove(armed)
-                self._armed_failures = [(c, n - 1 if c == call else n, p) for c, n, p in self._armed_failures]
-                self.fired(planned)
+    def _disk_failed(self, call: str) -> None:
+        self.fired(self._failures_to_come[call].pop(0))
 
     def give_up_connection(self, server: Unsteady, seconds: float) -> None:
         """A server that hangs is noticed after a while."""
@@ -348,13 +362,15 @@ class SimulatedWorld:
         """Faults stop, and whatever they have left is repaired."""
         self.note("faults stop")
         self._planned.clear()
-        self._armed_failures.clear()
+        self._failures_to_come.clear()
         self._in_call, self.thread_delay = None, 0.0
         self.disk.failures.clear()
         self.disk.room = None
         self.disk.takes = lambda size: size
         if self.running:
             self.ledger_file.fails = ""
+            if any(upload.session.error and not upload.over for upload in self.uploads._by_name.values()):
+                self.kill(away=1.0)  # its disk has failed, and it waits for an operator
         for upload_id in list(self._strangers):
             self._end_stranger(upload_id)
         for client in self.clients:
@@ -373,7 +389,8 @@ class SimulatedWorld:
 
     def link_for(self, client: Client, delay: Callable[[], float],
                  on_answer: Callable[[str, tuple[Any, ...], Any], None]) -> FaultyLink:
-        link = FaultyLink(self.clock, self.edge, self.settings.largest_message, self.choose, delay, on_answer)
+        link = FaultyLink(self.clock, self.edge, self.settings.largest_message, self.choose, delay, on_answer,
+                          partial(self.sent, client))
         self._links = [*(old for old in self._links if not old._cut), link]
         self.note(f"client {client.number} connects")
         return link
@@ -387,19 +404,33 @@ class SimulatedWorld:
 
     def acknowledged(self, client: Client, offset: int, data: bytes, durable: int | bytes) -> None:
         """The helper has answered a put_ciphertext."""
-        invariants.check_acknowledged(self, client, offset, data, durable)
+        self._note_violation(invariants.check_acknowledged, client, offset, data, durable)
 
     def cap_given(self, client: Client) -> None:
         """A client has got its cap."""
         self.note(f"client {client.number} has its cap")
-        invariants.check_cap(self, client)
+        self._note_violation(invariants.check_cap, client)
+
+    def sent(self, client: Client, offset: int, data: bytes) -> None:
+        """A client has sent ciphertext."""
+        self._note_violation(invariants.check_sent, client, offset, data)
+
+    def _note_violation(self, check: Callable[..., None], *arguments: Any) -> None:
+        try:
+            check(self, *arguments)
+        except invariants.Violation as e:
+            self._violations.append(e)
 
     def spool_files(self) -> list[str]:
         return sorted(name for name in os.listdir(self.directory / "spool") if name != "lock")
 
 
 def _settings(schedule: Schedule) -> Settings:
-    return Settings(credit=schedule.credit, pushing_lag=schedule.pushing_lag, contact_after=schedule.contact_after,
-                    largest_message=200, first_bound=512, idle_expiry=7 * 86400, empty_expiry=4 * 3600,
-                    sweep_interval=3600, result_retention=30 * 86400, server_wait=SMALL.server_wait,
-                    spool_quota=schedule.spool_quota, free_disk=0)
+    # A client whose clock is set back waits so much longer, as Twisted does: its upload must not have expired then.
+    # Else a shorter time will do, which takes fewer steps. Ten jumps of the helper's clock count for less than it.
+    set_back = any(planned.kind is FaultKind.CLIENT_CLOCK_BACK for planned in schedule.faults)
+    expiry, sweep_interval = (302_400, 21_600) if set_back else (86_400, 3600)
+    return Settings(
+        credit=schedule.credit, pushing_lag=schedule.pushing_lag, contact_after=schedule.contact_after,
+        largest_message=200, first_bound=512, idle_expiry=expiry, empty_expiry=expiry, sweep_interval=sweep_interval,
+        result_retention=30 * 86400, server_wait=SMALL.server_wait, spool_quota=schedule.spool_quota, free_disk=0)

@@ -35,6 +35,7 @@ from foolscap.broker import Broker
 from foolscap.negotiate import Negotiation
 from foolscap.pb import Listener, Tub
 from twisted.application.service import IServiceCollection
+from twisted.web.resource import Resource
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +50,8 @@ FORMATS = {
     "allmydata.uri.LiteralFileURI",
     "allmydata.uri.pack_extension",
     "allmydata.uri.unpack_extension",
+    "allmydata.util.abbreviate.abbreviate_space",
+    "allmydata.util.abbreviate.abbreviate_time",
     "allmydata.util.abbreviate.parse_abbreviated_size",
     "allmydata.util.base32.a2b",
     "allmydata.util.hashutil._SHA256d_Hasher",
@@ -119,8 +122,8 @@ PRIVATE = {"_Client", "_SHA256d_Hasher", "_bucket_writers", "_client_factory", "
 #: Attributes that a class of ours takes from the stock class it extends, or replaces.
 INHERITED = {
     (_Client, "helper/service.py"): {
-        "_secret_holder", "config", "helper", "history", "init_helper", "introducer_clients", "stats_provider",
-        "storage_broker", "tub"},
+        "_secret_holder", "config", "getServiceNamed", "helper", "history", "init_helper", "init_web",
+        "introducer_clients", "stats_provider", "storage_broker", "tub"},
     (Helper, "helper/foolscap_edge.py"): {"VERSION"},
 }
 #: The same of Foolscap's connections. `_negotiationClass` of its listeners is assigned as well.
@@ -417,6 +420,7 @@ def test_remote_method(interface: Any, method: str, count: int) -> None:
                         "storage_farm_broker"]),
     (Helper.__init__, ["self", "basedir", "storage_broker", "secret_holder", "stats_provider", "history"]),
     (_Client.init_helper, ["self"]),
+    (_Client.init_web, ["self", "webport"]),
     (StorageFarmBroker.get_servers_for_psi, ["self", "peer_selection_index", "for_upload"]),
     (StorageFarmBroker.get_known_servers, ["self"]),
     (NativeStorageServer.on_status_changed, ["self", "status_changed"]),
@@ -436,6 +440,18 @@ def test_remote_method(interface: Any, method: str, count: int) -> None:
 def test_parameters(function: Any, arguments: list[str]) -> None:
     parameters = list(inspect.signature(function).parameters)
     assert [name for name in parameters if name in arguments] == arguments
+
+
+def test_pages_can_be_added_to_the_nodes() -> None:
+    """StreamingClient puts one there: `init_web` makes a service of this name, whose root is an ordinary resource."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # twisted.web.static, of itself
+        server = resolve("allmydata.webish.WebishServer")
+    assert server.name == "webish"
+    assert provides(server, "root")
+    assert issubclass(resolve("allmydata.web.root.Root"), Resource)
+    assert "WebishServer(" in inspect.getsource(_Client.init_web)
+    assert "self.init_helper()" in inspect.getsource(_Client.__init__).split("self.init_web(")[0]
 
 
 def test_the_stock_helpers_version_can_be_extended() -> None:

@@ -18,8 +18,13 @@ from client_shim.errors import (
     HelperMisbehaved,
     HelperRefused,
     HelperUnreachable,
+    NodeNotRunning,
     NoHelperConfigured,
+    NoNodeDirectory,
+    NoStreamingHelper,
     SourceChanged,
+    StatusError,
+    StatusUnreadable,
     StockHelper,
     UploadClosed,
     UploadError,
@@ -151,9 +156,19 @@ OF_THE_CLIENT: list[tuple[StreamingError, str, str]] = [
     (VerifyFailed("the client node answered 410 for bytes 0 to 9"), "verify-failed",
      "reading the file back through the client node failed: the client node answered 410 for bytes 0 to 9"),
     (UploadClosed(), "upload-closed", "the upload was closed or aborted before"),
+    (NoNodeDirectory("/n", "there is no tahoe.cfg in it"), "no-node-directory",
+     "/n is not the directory of a Tahoe node: there is no tahoe.cfg in it"),
+    (NodeNotRunning("/n", "there is no node.url in it"), "node-not-running",
+     ("the node in /n does not run, or has no web port (there is no node.url in it); start it with `tahoe-stream "
+      "helper run`")),
+    (NoStreamingHelper("/n"), "no-streaming-helper",
+     ("the node in /n runs, but is no streaming helper; -d names the helper's directory, which `tahoe-stream helper "
+      "run` was given")),
+    (StatusUnreadable("/n", "status 200", "status 500"), "status-unreadable",
+     "the node in /n did not tell its status: expected status 200, got status 500"),
 ]
 
-ABSTRACT = {StreamingError, Refusal, HelperFault, UploadError}
+ABSTRACT = {StreamingError, Refusal, HelperFault, UploadError, StatusError}
 
 
 def classes_of(module: Any) -> set[type[StreamingError]]:
@@ -178,7 +193,7 @@ def test_code_and_text(error: StreamingError, code: str, text: str) -> None:
 
 def test_the_table_is_complete() -> None:
     assert {type(error) for error, _code, _text in OF_THE_HELPER} == set(BY_CODE.values())
-    assert classes_of(helper_errors) == set(BY_CODE.values()) | ABSTRACT - {UploadError}
+    assert classes_of(helper_errors) == set(BY_CODE.values()) | ABSTRACT - {UploadError, StatusError}
     assert {type(error) for error, _code, _text in OF_THE_CLIENT} == classes_of(client_errors) - ABSTRACT
 
 
@@ -222,7 +237,7 @@ def test_whose_fault_it_is() -> None:
     ours = {SpoolFailed, HelperStopping, InternalError}
     assert {cls for cls in BY_CODE.values() if issubclass(cls, HelperFault)} == ours
     assert {cls for cls in BY_CODE.values() if issubclass(cls, Refusal)} == set(BY_CODE.values()) - ours
-    assert all(issubclass(cls, UploadError) for cls in classes_of(client_errors))
+    assert all(issubclass(cls, (UploadError, StatusError)) for cls in classes_of(client_errors))
 
 
 def test_fault_of() -> None:

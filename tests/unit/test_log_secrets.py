@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -29,6 +30,7 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import ILogObserver, LogEvent, Logger, eventAsText, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
+from twisted.web.template import flattenString
 from world import SMALL, World, begin, expected, outcome, plaintext, with_size
 
 from client_shim.errors import UploadError
@@ -37,6 +39,9 @@ from client_shim.upload import StreamingUpload
 from helper.parameters import Parameters
 from helper.placement import Allocation
 from helper.sinks import Granted
+from helper.status import as_json, snapshot, statistics
+from helper.status_page import page_of
+from helper.upload import hashed_name
 
 reactor: Any = _reactor  # it has more interfaces than its declared type
 
@@ -175,6 +180,7 @@ def test_uploads_full_of_faults_tell_no_secrets(data: st.DataObject) -> None:
         world.wait(1)
         upload_ids = {arguments[0] for _method, arguments in link.sent}
         names = [path.name for path in world.spool_files()]
+        shown = [everything_shown(world)]
         if breaks_disk:
             for path in world.spool_files():
                 os.truncate(path, 10)
@@ -185,6 +191,7 @@ def test_uploads_full_of_faults_tell_no_secrets(data: st.DataObject) -> None:
         world.wait(600)
         errors.append(outcome(begin(upload.abort())))
         world.wait(10)
+        shown.append(everything_shown(world))
         errors.append(outcome(begin(Deferred.fromCoroutine(stop(world)))))
         world.wait(10)
         world.errors.clear()
@@ -196,6 +203,19 @@ def test_uploads_full_of_faults_tell_no_secrets(data: st.DataObject) -> None:
         text = everything.text + "".join(names)
     secrets = secrets_of(expected(DATA, PARAMETERS, KEY).cap, upload_ids)
     assert not found(text, secrets)
+    for page in shown:
+        assert not found(page, secrets)
+        for upload_id in upload_ids:
+            assert hashed_name(upload_id)[:8] in page
+            assert hashed_name(upload_id)[:9] not in page
+
+
+def everything_shown(world: World) -> str:
+    """What the page /streaming shows, to people and to programs, and the statistics."""
+    status = snapshot(world.uploads)
+    pages: list[bytes] = []
+    flattenString(None, page_of(status)).addCallback(pages.append)
+    return json.dumps(as_json(status)) + pages[0].decode() + json.dumps(statistics(world.uploads))
 
 
 async def stop(world: World) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from pathlib import Path
 
 import pytest
 from allmydata.util import hashutil
-from staging_node import Node
+from staging_node import NAME, Node
 
 from client_shim.cipher import Encryptor
 from client_shim.verify import cap_of
@@ -86,6 +88,16 @@ def test_fields_of_codes() -> None:
         listed = set(re.findall(r"[a-z-]+", line.group(1).split("(")[0])) - {"none"}
         fields = {a.name.replace("_", "-") for a in cls.__attrs_attrs__}  # type: ignore[attr-defined]
         assert listed == fields, code
+
+
+def test_directory_of_a_staging(tmp_path: Path) -> None:
+    tag, = re.findall(r'SHA-256\("(.*?)" \+ name\)', section(15))
+    node = Node(tmp_path / "node")
+    node.stage(NAME, [0])
+    digest = hashlib.sha256(tag.encode() + NAME).digest()
+    (directory,) = [path.name for path in node.staged_files() if path.is_dir()]
+    assert directory == base64.b32encode(digest).decode().lower().rstrip("=")
+    node.stop()
 
 
 def test_codes_and_states_of_staging() -> None:

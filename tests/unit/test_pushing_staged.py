@@ -401,6 +401,32 @@ def test_every_server_restarts_at_once() -> None:
         assert 0 < world.uploads.counters["bytes_pushed_again"] <= 10 * world.grid.staging[0].sync_interval
 
 
+@pytest.mark.parametrize("more", [0, 1, 5000])
+def test_shares_that_were_prepared_before_a_restart_may_be_of_a_shorter_file(more: int) -> None:
+    """`finish` was not decided, so the upload is open again, and a byte more need not make the share longer."""
+    shorter, data = DATA[:19_999], plaintext(19_999 + more)
+    with all_staging() as world:
+        for server in world.grid.staging[:4]:
+            server.plan("seal", 1, Fault.HANG)
+        ciphertext = Encryptor(KEY).encrypt(data)
+        link = world.link()
+        world.run(link.open(ID, PARAMETERS.to_wire()))
+        world.run(link.put_ciphertext(ID, 0, ciphertext[:len(shorter)]))
+        refused = outcome(begin(link.finish(ID, len(shorter), SI, *hashes_of(ciphertext[:len(shorter)]))))
+        world.wait(5)
+        prepared = [share for server in world.grid.staging for share in server.staged.values() if share.prepared]
+        assert len(prepared) == 6
+        world.restart()
+        assert len(refused) == 1
+        link = world.link()
+        if more:
+            world.run(link.put_ciphertext(ID, len(shorter), ciphertext[len(shorter):]))
+        encoded = expected(data, PARAMETERS)
+        assert world.run(link.finish(ID, len(data), SI, *hashes_of(ciphertext))).fields["ueb"] == encoded.ueb
+        world.wait(60)
+        world.check_shares(encoded)
+
+
 # -- space, other writers ------------------------------------------------------------------------------------------
 
 

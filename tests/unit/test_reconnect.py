@@ -25,7 +25,7 @@ from client_shim.errors import (
     UploadClosed,
     UploadError,
 )
-from client_shim.reconnect import BACKOFF_MAX
+from client_shim.reconnect import ATTEMPT_MAX, BACKOFF_MAX
 from client_shim.upload import PATIENCE, StreamingUpload
 from client_shim.window import WINDOW_MIN
 from helper.parameters import Parameters
@@ -349,6 +349,27 @@ def test_patience_begins_anew_with_every_loss() -> None:
         scene.wait(11)
         assert scene.result(scene.upload.write(DATA[100 * count:100 * (count + 1)])) is None
     assert scene.told.count("helper-lost 60") == 4
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_machine_that_sleeps_does_not_use_patience_up(hangs: bool) -> None:
+    """Nor does a clock that is set: it has not looked for the helper meanwhile."""
+    scene = Scene(patience=3600)
+    scene.result(scene.upload.write(DATA[:100]))
+    if hangs:
+        connect, scene.upload._helper._helper._connect = scene.upload._helper._helper._connect, Deferred
+    scene.helper.up = hangs
+    scene.helper.cut()
+    scene.wait(20)
+    for _ in range(3):
+        scene.clock.advance(86400)
+    if hangs:
+        scene.upload._helper._helper._connect = connect
+    scene.helper.up = True
+    scene.wait(ATTEMPT_MAX + 1)
+    assert scene.result(scene.upload.write(DATA[100:])) is None
+    assert scene.result(scene.upload.close()) == CAP
+    assert "failed" not in scene.told
 
 
 def test_a_helper_that_falls_whenever_it_is_back_is_given_up() -> None:

@@ -229,6 +229,22 @@ def test_idle_time_counts_over_restarts() -> None:
         world.check_nothing_left()
 
 
+def test_after_a_start_a_client_has_time_to_come_back() -> None:
+    """By the clock it may have been away for ever, but the clock may have been set."""
+    with World() as world:
+        begin_upload(world)
+        world.kill()
+        world.wait(2 * SMALL.idle_expiry)
+        world.start()
+        world.wait(2 * SMALL.sweep_interval)
+        assert world.run(world.link().status(ID)).fields["state"] == b"open"  # a call: it is not idle
+        world.kill()
+        world.wait(2 * SMALL.idle_expiry)
+        world.start()
+        world.wait(8 * SMALL.sweep_interval)
+        assert world.run(world.link().status(ID)).fields["state"] == b"expired"
+
+
 def test_spool_files_that_no_upload_needs_are_removed() -> None:
     with World() as world:
         world.kill()
@@ -349,6 +365,24 @@ def test_publishing_goes_on_by_itself(staging: int) -> None:
         world.restart()
         check_stored(world)
         assert finish(world) == expected(DATA, PARAMETERS).ueb
+
+
+@pytest.mark.parametrize("staging", [7, 0, 3])
+def test_a_server_that_refuses_a_share_after_a_restart_is_asked_again(staging: int) -> None:
+    """There are no others, and publication never gives up."""
+    with World(7, staging=staging) as world:
+        begin_upload(world, 20_000)
+        for server in world.grid.servers:
+            server.plan("publish", 1, Fault.HANG)
+        outcome(begin(world.link().finish(ID, len(DATA), SI, *hashes())))
+        world.wait(5)
+        assert world.only_upload().session.state is State.PUBLISHING
+        refusing = world.grid.servers[0]
+        refusing.plan("allocate", refusing.requests("allocate") + 1, Fault.REFUSE)
+        world.restart()
+        world.wait(30)
+        assert finish(world) == expected(DATA, PARAMETERS).ueb
+        assert refusing.published
 
 
 def test_a_result_is_remembered_for_as_long_as_it_is_kept() -> None:

@@ -294,6 +294,15 @@ def test_a_full_disk_is_a_pause_and_nothing_is_lost() -> None:
         assert world.only_upload().waits_for == ""
 
 
+def test_an_upload_that_is_forgotten_leaves_its_room(small_quota: World) -> None:
+    world = small_quota
+    world.grid.servers[0].hang()  # so that the spool is still needed when the upload is forgotten
+    assert world.put(DATA, PARAMETERS)
+    assert world.uploads._room.used == len(DATA)
+    world.only_upload().forget()
+    assert world.uploads._room.used == 0
+
+
 def test_a_restart_forgets_no_room(small_quota: World) -> None:
     world = small_quota
     upload: StreamingUpload = world.upload(attrs.evolve(PARAMETERS, size=20_000))

@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from world import begin, outcome
 
 from helper.interfaces import SIZE_MAX
+from helper.layout import DATA_OFFSET
 from helper.placement import Allocation
 from helper.sinks import Granted, ServerRefused, Target
 from helper.staging_client import StagedSink, StagingStorageServer, staging_name
@@ -69,7 +70,8 @@ class Native:
 
 
 def server_at(rref: Any, readers: dict[int, Any] | None = None) -> StagingStorageServer:
-    return StagingStorageServer(StockServer(Native(readers or {}), lambda _si, _seed: SECRETS), Link(rref))
+    stock = StockServer(Native({} if readers is None else readers), lambda _si, _seed: SECRETS)
+    return StagingStorageServer(stock, Link(rref))
 
 
 def server(readers: dict[int, Any] | None = None, **answers: Any) -> StagingStorageServer:
@@ -159,6 +161,14 @@ def test_only_the_share_itself_is_published() -> None:
     assert at.link.rref.asked == [("assign", NAME, SI, [3])]
 
 
+@pytest.mark.parametrize(("held", "prepared"), [(DATA_OFFSET + 1, False), (0, True), (SIZE, True)])
+def test_a_share_that_the_server_said_it_held_is_what_publishing_gives(held: int, prepared: bool) -> None:
+    answer = OK, [(3, b"assigned")]
+    there, missing = server(READER, assign=answer), server(assign=answer)
+    assert isinstance(result(StagedSink(there, NAME, 3, held, prepared).publish(SI)), StockShare)
+    assert "did not publish" in refused(StagedSink(missing, NAME, 3, held, prepared).publish(SI))
+
+
 @pytest.mark.parametrize("answer", [
     (OK, [(3, b"already-there")]), (OK, [(3, b"unknown")]), ({b"code": b"unknown-staging"}, [])])
 def test_a_share_that_stands_there_is_what_publishing_gives(answer: Any) -> None:
@@ -218,11 +228,12 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 def test_a_share_that_is_found_again_while_it_is_being_assigned_is_complete(node: Node) -> None:
     """The connection was lost before the answer, and is back before the node's slow disk has done its part."""
-    at = server_at(LocalRref(FoolscapStagingServer(node.staging)))
+    readers: dict[int, Any] = {}
+    at = server_at(LocalRref(FoolscapStagingServer(node.staging)), readers)
     name = staging_name(SECRET, at.server_id)
     node.full_share(3, name)
     node.threads.hold()
-    lost = outcome(StagedSink(at, name, 3, SIZE, True).publish(SI))
+    lost = outcome(StagedSink(at, name, 3, DATA_OFFSET, False).publish(SI))
     found = outcome(at.allocate(Target(SECRET, SI), [3], Allocation(0, SIZE_MAX)))
     (granted,) = found
     again = granted.sinks[3]
@@ -230,8 +241,10 @@ def test_a_share_that_is_found_again_while_it_is_being_assigned_is_complete(node
     assert outcome(again.seal(SI, SIZE)) == [None]
     published = outcome(again.publish(SI))
     assert not published
+    readers |= READER
     node.threads.release()
-    assert lost == published == [None]
+    assert lost == [None]
+    assert isinstance(published[0], StockShare)
     assert node.share_file(3) is not None
 
 
@@ -240,7 +253,7 @@ def test_a_share_that_is_being_assigned_cannot_be_sealed_with_another_size(node:
     name = staging_name(SECRET, at.server_id)
     node.full_share(3, name)
     node.threads.hold()
-    published = outcome(StagedSink(at, name, 3, SIZE, True).publish(SI))
+    published = outcome(StagedSink(at, name, 3, DATA_OFFSET, False).publish(SI))
     assert refused(StagedSink(at, name, 3, SIZE, True).seal(SI, SIZE - 1)) == "refused: wrong-size"
     node.threads.release()
     assert published == [None]
