@@ -13,6 +13,7 @@ from allmydata.util import hashutil
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from helper.block_memory import BlockMemory
 from helper.encoder import Completion, Encoder
 from helper.parameters import Parameters
 from helper.segments import SegmentCutter
@@ -25,15 +26,19 @@ RECENT_BLOCKS_MAX = 12 * MiB
 
 
 class Pipeline:
-    """Encodes what is durable in `spool`, in threads, and keeps the newest blocks.
+    """Encodes what is durable in `spool`, in threads, and keeps the newest blocks. `memory` counts them.
 
     `on_blocks` is called when there is a new segment or the completion; `on_failed` (once) with a Failure
     if spool or encoder break.
     """
 
-    def __init__(self, parameters: Parameters, spool: SpoolFile, run_in_thread: RunInThread,
+    def __init__(self, parameters: Parameters, spool: SpoolFile, run_in_thread: RunInThread, memory: BlockMemory,
                  on_blocks: Callable[[], None], on_failed: Callable[[Failure], None]) -> None:
         self._run_in_thread = run_in_thread
+        self._memory = memory
+        self._in_flight = 0  # bytes of blocks on their way to servers
+        self._when_short: Callable[[], None] = lambda: None
+        self._encoding = False  # a full segment, for whose blocks there is room
         self._parameters = parameters
         self._spool = spool
         self._on_blocks = on_blocks
@@ -78,12 +83,20 @@ class Pipeline:
         self._needed_from = segment
         for old in [s for s in self._recent if s < segment]:
             del self._recent[old]
+        self._count()
         self._run()
+
+    def set_in_flight(self, size: int) -> None:
+        """So many bytes of blocks are on their way to servers."""
+        self._in_flight = size
+        self._count()
 
     def stop(self) -> None:
         """Encode nothing more and forget everything: an upload is remembered long after it has ended."""
         self._stopped = True
+        self._memory.cancel(self)
         self._recent.clear()
+        self._count()
         self.completion = None
         self._encoder = Encoder(self._parameters.k, self._parameters.n, self._parameters.max_segment_size)
 
@@ -119,8 +132,21 @@ class Pipeline:
 
     @property
     def full(self) -> bool:
-        """Whether encoding waits for blocks to be taken (see `needed_from`)."""
-        return len(self._recent) >= self._recent_max
+        """Whether encoding waits for blocks to be taken (see `needed_from`), here or in another upload."""
+        return len(self._recent) >= self._recent_max or self.short
+
+    @property
+    def short(self) -> bool:
+        """Whether there is no room for the blocks of all uploads."""
+        return self._memory.short
+
+    def _blocks_of(self, segments: int) -> int:
+        """Bytes."""
+        size = self.segment_size
+        return 0 if size is None else segments * (size // self._parameters.k * self._parameters.n)
+
+    def _count(self) -> None:
+        self._memory.holds(self, self._blocks_of(len(self._recent) + self._encoding) + self._in_flight)
 
     def _run(self) -> None:
         if self._running or self._stopped:
@@ -128,10 +154,27 @@ class Pipeline:
         size = self.segment_size
         start = 0 if size is None else self.encoded * size
         if size is not None and start + size <= self._durable:
-            if not self.full:
-                self._in_thread(self._encode_next, start, size)
+            if len(self._recent) < self._recent_max:
+                self._running = True
+                self._memory.ask(self, self._blocks_of(1))
         elif self._size is not None and self.completion is None:
             self._in_thread(self._complete, start, self._size - start)
+
+    def granted(self) -> None:
+        """See block_memory.Holder."""
+        size = self.segment_size
+        if size is None:
+            raise ValueError("no segment was to be encoded")
+        self._encoding = True
+        self._in_thread(self._encode_next, self.encoded * size, size)
+
+    def make_room(self) -> None:
+        """See block_memory.Holder."""
+        self._when_short()
+
+    def call_when_short(self, callback: Callable[[], None]) -> None:
+        """Whom to call when memory is short: `full` and `short` are asked then."""
+        self._when_short = callback
 
     def _in_thread(self, function: Callable[..., Any], *args: Any) -> None:
         self._running = True
@@ -146,8 +189,9 @@ class Pipeline:
         return self._encoder.complete(self._spool.read(start, length) if length else b"")
 
     def _ran(self, result: list[bytes] | Completion) -> None:
-        self._running = False
+        self._running = self._encoding = False
         if self._stopped:
+            self._count()
             return
         if isinstance(result, Completion):
             if self._size is not None:
@@ -156,11 +200,14 @@ class Pipeline:
             if self.encoded >= self._needed_from:
                 self._recent[self.encoded] = result
             self.encoded += 1
+        self._count()
         self._on_blocks()
         self._run()
 
     def _failed(self, failure: Failure) -> None:
-        self._running = False
-        if not self._stopped:
+        self._running = self._encoding = False
+        if self._stopped:
+            self._count()
+        else:
             self.stop()
             self._on_failed(failure)

@@ -92,6 +92,7 @@ class SharePusher:
     def begin(self) -> None:
         """Contact the servers and push whatever there is to push, from now on."""
         self._begun = True
+        self._pipeline.call_when_short(self._soon)
         self._start_timer("keep-alive", KEEP_ALIVE_INTERVAL, self._keep_alive)
         self._homes.begin()
 
@@ -143,6 +144,7 @@ class SharePusher:
     def stop(self) -> None:
         """Do nothing more; shares stay as they are."""
         self._stopped = True
+        self._pipeline.set_in_flight(0)
         for name in self._timers:
             self._stop_timer(name)
         self._homes.stop()
@@ -168,6 +170,7 @@ class SharePusher:
         self._tell_homes()
         for share in self._shares:
             self._pump(share)
+        self._pipeline.set_in_flight(sum(share.in_flight for share in self._shares))
         self._forget_old_blocks()
         position = rule_position(
             {s.shnum: (s.server.server_id, self._position(s))
@@ -205,6 +208,8 @@ class SharePusher:
                  for s in self._shares if s.state in HOLDS_BLOCKS and s.server is not None},
                 self._parameters.k, self._parameters.happy)
             needed = max(needed, taken)
+        if self._pipeline.short and not any(s.state is ShareState.PUSHING for s in self._shares):
+            needed = self._pipeline.segments
         self._pipeline.needed_from(needed)
 
     def _pump(self, share: Share) -> None:

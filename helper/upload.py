@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from helper import errors, events
+from helper.block_memory import BlockMemory
 from helper.ledger import Ledger
 from helper.parameters import Parameters
 from helper.pauses import SERVERS, Pauses
@@ -55,6 +56,7 @@ class Services:
     clock: IReactorTime
     encode_in_thread: RunInThread
     room: SpoolRoom
+    memory: BlockMemory
     count: Callable[[str, int], None]
 
 
@@ -100,7 +102,7 @@ class Upload:
     def begin(self, spool_file: SpoolFile) -> None:
         """A new upload."""
         s, p = self._services, self._record.parameters
-        pipeline = Pipeline(p, spool_file, s.encode_in_thread, self._blocks_changed, self._pipeline_failed)
+        pipeline = Pipeline(p, spool_file, s.encode_in_thread, s.memory, self._blocks_changed, self._pipeline_failed)
         policy = AllocationPolicy(p.k, p.n, p.max_segment_size, s.settings.first_bound)
         pusher = SharePusher(
             p, pipeline, s.grid, policy, s.clock, self._record.staging_secret, s.settings.patience, secrets.randbelow,

@@ -11,6 +11,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from helper import errors, events
+from helper.block_memory import BlockMemory
 from helper.interfaces import SEEDS_MAX, UPLOAD_ID_SIZE
 from helper.ledger import Ledger
 from helper.parameters import Parameters
@@ -41,7 +42,8 @@ class Uploads:
         self._grid = grid
         self._clock = clock
         self._room = SpoolRoom(settings.room_limits, spool.free, clock)
-        self._services = Services(settings, grid, ledger, clock, encode_in_thread, self._room, self._count)
+        self._services = Services(settings, grid, ledger, clock, encode_in_thread, self._room, BlockMemory(),
+                                  self._count)
         self._recovery = Recovery(spool, self._services)
         self._by_name: OrderedDict[str, Upload] = OrderedDict()
         self._by_index: dict[bytes, Upload] = {}

@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from fault_tools import Caller, MiB, new_file, refusal_of
@@ -157,8 +156,7 @@ def test_server_that_hangs_right_after_open(grid: LocalGrid) -> None:
     assert_healthy(check(grid.client, cap), 10, 9)
 
 
-
-def test_hung_server_costs_no_time(grid: LocalGrid, tmp_path: Path) -> None:
+def test_hung_server_costs_no_time(grid: LocalGrid) -> None:
     """Undisturbed and disturbed in turns, on one machine in one run; figures only, as machines are busy."""
     size = 64 * MiB
     times: dict[bool, list[float]] = {False: [], True: []}
