@@ -33,6 +33,8 @@ from helper.shares import ALL_SEGMENTS, LIVE, Share, ShareState
 from helper.sinks import CONNECTION_LOST, AbsentServer, Granted, Grid, ServerRefused, ShareSink, StorageServer, Target
 from helper.stalls import StallWatch
 
+#: A server that comes and goes is asked again only so often; seconds.
+RETURN_INTERVAL = 1.0
 #: While too few servers are left to complete a publication, they are looked for this often; seconds.
 RETRY_INTERVAL = 5
 
@@ -75,6 +77,7 @@ class ShareHomes:
         self._staging_enough: bool | None = None  # see StagingEnough; None before shares are placed
         self._known_index: bytes | None = None  # perhaps not told to servers yet
         self._awaited: set[Deferred[StorageServer | None]] = set()  # servers that are away
+        self._returns: dict[bytes, float] = {}  # when servers (IDs) were there again
         self.durable = 0
         self.stopped = False
         self._patience = patience
@@ -440,7 +443,7 @@ class ShareHomes:
             if self.stopped or not still:
                 return
             if back is not None:
-                self._allocate(back, [share for share, _generation in still])
+                self._returned(back, still)
             elif patience < self._patience.needed and not self._can_do_without(server):
                 self._await(server, still, self._patience.needed)
             else:
@@ -450,6 +453,23 @@ class ShareHomes:
             self._on_change()
 
         waiting.addCallback(over).addErrback(self._on_broken)
+
+    def _returned(self, server: StorageServer, generations: list[tuple[Share, int]]) -> None:
+        """Let shares go on on a server that is there again; but not at once if it was only just there."""
+        now = self._clock.seconds()
+        last = self._returns.get(server.server_id)
+        delay = RETURN_INTERVAL if last is not None and abs(now - last) < RETURN_INTERVAL else 0.0
+        self._returns[server.server_id] = now + delay
+
+        def again() -> None:
+            still = [share for share, generation in generations if share.generation == generation]
+            if still and not self.stopped:
+                self._allocate(server, still)
+
+        if delay:
+            deferLater(self._clock, delay, again).addErrback(self._on_broken)
+        else:
+            again()
 
     def log_loss(self, server: StorageServer, failure: Failure) -> None:
         # only the kind of failure: its text may quote arguments

@@ -11,8 +11,10 @@ import oracle
 import pytest
 from allmydata.util import hashutil
 from fakes import FakeStagingServer, Fault, Published, damaged
+from foolscap.api import DeadReferenceError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet.defer import fail
 from world import KEY, SI, SMALL, World, begin, expected, outcome, plaintext, with_size, write_all
 
 from client_shim.cipher import Encryptor
@@ -382,6 +384,24 @@ def test_any_fault_of_one_server(operation: str, fault: Fault, returns: bool) ->
         world.check_shares(encoded)
         failing.reconnect()
         assert not world.grid.leftovers()
+
+
+def test_a_server_that_fails_every_call_though_it_is_listed_is_not_asked_all_the_time() -> None:
+    with World(11, staging=11) as world:
+        upload = world.upload(PARAMETERS)
+        write(world, upload, DATA[:5000])
+        dead = next(s for s in world.grid.staging if s.staged)
+        dead.disconnect()
+        dead.connected = dead.stale = True  # the node has not noticed, and every call fails at once
+        dead.connection += 1
+        before = len(dead.allocations())
+        failing = dead.request
+        dead.request = lambda *_arguments, **_more: fail(DeadReferenceError("Calling Stale Broker"))  # type: ignore[method-assign]
+        world.wait(20)
+        assert len(dead.allocations()) - before <= 21
+        dead.request = failing  # type: ignore[method-assign]
+        write(world, upload, DATA[5000:])
+        assert world.run(upload.close()) == expected(DATA, PARAMETERS).cap
 
 
 def test_every_server_restarts_at_once() -> None:
