@@ -13,7 +13,7 @@ MiB = 1024 * 1024
 
 #: Bytes of blocks that wait to be pushed, or are on their way to servers. What Foolscap and TLS make of those on
 #: their way comes on top.
-BLOCKS_MAX = 64 * MiB
+BLOCKS_MAX = 32 * MiB
 
 
 class Holder(Protocol):

@@ -21,6 +21,7 @@ from allmydata.util.pid import InvalidPidFile, ProcessInTheWay, check_pid_proces
 from twisted.application.service import MultiService, Service
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python import usage
@@ -30,6 +31,7 @@ from twisted.python.threadpool import ThreadPool
 from twisted.scripts import twistd
 from zope.interface import implementer
 
+from helper import free_memory
 from helper.bounded_broker import bound
 from helper.foolscap_edge import AnnouncingHelper, StreamingHelper
 from helper.grid import TahoeGrid
@@ -72,6 +74,7 @@ class StreamingHelperService(Service):
         self._introducer_clients = introducer_clients
         self.uploads = Uploads(settings, self._spool, self._ledger, grid, reactor,
                                partial(deferToThreadPool, reactor, self._encoding_threads))
+        self._giving_back = LoopingCall(deferToThreadPool, reactor, self._encoding_threads, free_memory.give_back)
 
     def startService(self) -> None:
         """Take the spool and the ledger. Raises SpoolLocked if another process has them, LedgerUnusable."""
@@ -82,6 +85,7 @@ class StreamingHelperService(Service):
         self._encoding_threads.start()
         self._grid.follow(self._introducer_clients)
         self.uploads.start(records)
+        self._giving_back.start(free_memory.INTERVAL, now=False)
         super().startService()
 
     def get_stats(self) -> dict[str, int]:
@@ -90,6 +94,8 @@ class StreamingHelperService(Service):
 
     async def _stop(self) -> None:
         self.uploads.stop()
+        if self._giving_back.running:  # it would not be running if the node could not be started
+            self._giving_back.stop()
         self._grid.stop()
         await self._ledger.close()
         self._encoding_threads.stop()
@@ -224,6 +230,7 @@ def run_helper(node_directory: Path, allow_stdin_close: bool, twistd_arguments: 
         print(f"ERROR: {e}", file=err)
         return 1
     reactor.addSystemEventTrigger("after", "shutdown", cleanup_pidfile, pid_file)
+    free_memory.limit_arenas()
     starter = _NodeStarter(directory, not allow_stdin_close, err)
     options = _Twistd()
     options.stdout, options.stderr = out, err
