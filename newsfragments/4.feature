@@ -5,3 +5,8 @@ patience in section [client] of streaming.cfg; one hour), connects again, and go
 `tahoe-stream status`, the page /streaming of the helper node's web port and its statistics show the uploads of a
 helper: how far each is, on which servers its shares are, and why one is paused; the log says when one pauses and when
 it goes on.
+Uploads survive restarts of the helper, orderly or not: what was acknowledged is there again, staged shares go on where
+they were, and an upload whose publication was decided is published.
+A storage server that hangs, is slow, full or gone delays no upload; its shares find other homes in seconds.
+The helper's spool has quotas and leaves disk space free; an upload for which there is no room waits, or is refused with
+numbers when it is opened (settings spool-quota, upload-quota, free-disk in streaming.cfg).
