@@ -294,7 +294,7 @@ class ShareHomes:
         if sink.prepared and not (share.sealed_here or self._decided_before):
             # An earlier run's `finish` was not decided, and the file may have grown since: other bytes, even if not
             # more of them in this share.
-            self.move([share])
+            self._stage_anew(share)
         elif sink.prepared:
             share.next_segment = share.segments_held = ALL_SEGMENTS
             share.ended = True
@@ -304,6 +304,15 @@ class ShareHomes:
             share.next_segment = share.segments_held = held
             self._count("bytes_pushed_again", max(0, share.segments_before - held) * block_size)
         share.segments_before = 0
+
+    def _stage_anew(self, share: Share) -> None:
+        """Let the server remove the share, and begin it again there: once, whatever the server says then."""
+        server = share.server
+        if server is None or share.staged_anew_on == server.server_id:
+            self.lose(share)
+        else:
+            share.staged_anew_on = server.server_id
+            self.move([share])
 
     def _server_stalled(self, share: Share, needed: bool) -> None:
         """The share's server does not answer. While it is `needed` it is waited for, and those who wait are told."""

@@ -54,6 +54,7 @@ class Share:
     waited: float = 0.0  # seconds since the last answer, or the first call, while calls are unanswered
     #: Grows with every new home; answers to an older one are ignored.
     generation: int = 0
+    staged_anew_on: bytes | None = None  # a server (ID) that was told to remove what it said it had prepared
     sealed_here: bool = False  # this run of the helper has asked for it: what is prepared is of this very file
     segments_before: int = 0  # acknowledged by the server before it went away
     tried: set[bytes] = attrs.field(factory=set)  # servers that this share was lost on

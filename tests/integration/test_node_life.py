@@ -350,9 +350,10 @@ def test_storage_server_whose_disk_is_full(shared: SharedGrid, full: str) -> Non
 # -- storage servers end or hang during an upload ----------------------------------------------------------
 
 
-def half_then_rest(shared: SharedGrid, data: bytes, declared: bool, between: Callable[[], None]) -> str:
+def half_then_rest(shared: SharedGrid, data: bytes, declared: bool, between: Callable[[], None],
+                   client: Path | None = None) -> str:
     """Streams `data`; `between` is called when the servers hold blocks of the first half."""
-    with UploadFile(shared.grid.client.directory, len(data) if declared else None) as f:
+    with UploadFile(client or shared.grid.client.directory, len(data) if declared else None) as f:
         f.write(data[:len(data) // 2])
         wait_for_incoming(shared.grid, SERVERS, SEGMENT // K)
         between()
@@ -383,7 +384,8 @@ def test_storage_server_killed_in_mid_stream(shared: SharedGrid, declared: bool)
     assert_healthy(check(shared.plain_client, cap), servers=SERVERS - 1)
 
 
-def test_too_many_storage_servers_killed(shared: SharedGrid) -> None:
+def test_too_many_storage_servers_killed(shared: SharedGrid, tmp_path: Path) -> None:
+    """They are waited for, but not for ever."""
     victims = shared.grid.storage[:2]
     shares = share_paths(shared.grid)
 
@@ -391,12 +393,15 @@ def test_too_many_storage_servers_killed(shared: SharedGrid) -> None:
         for victim in victims:
             victim.kill()
 
-    with servers_restored(shared, *victims):
-        with pytest.raises(HelperRefused) as caught:
-            half_then_rest(shared, os.urandom(6 * MiB), False, kill)
-        assert caught.value.code == "too-few-servers"
-        assert dict(caught.value.values) == {"have": SERVERS - 2, "need": HAPPY}
-    wait_until_clean(shared.grid, shared.grid.helper, shares)
+    settings = "[helper]\naway-patience = 1 second\nneeded-patience = 3 seconds\n"
+    with further_helper(shared.grid, "impatient-helper", settings=settings) as helper:
+        client = client_directory(tmp_path / "client", helper_furl(helper))
+        with servers_restored(shared, *victims):
+            with pytest.raises(HelperRefused) as caught:
+                half_then_rest(shared, os.urandom(6 * MiB), False, kill, client)
+            assert caught.value.code == "too-few-servers"
+            assert dict(caught.value.values) == {"have": SERVERS - 2, "need": HAPPY}
+        wait_until_clean(shared.grid, helper, shares)
 
 
 @pytest.mark.parametrize("declared", [True, False])

@@ -204,8 +204,16 @@ def test_s7_of_what_a_staging_server_says_it_has_lost_all_is_pushed_again(held: 
 
 # -- S7: answers that are none ----------------------------------------------------------------------------------
 
+
+class Strange:
+    """Of no kind that anybody expects."""
+
+    def __repr__(self) -> str:
+        return "Strange()"
+
+
 GARBAGE: list[Any] = [
-    None, 0, -1, 2**2000, 1.5, True, b"", b"ok", "ok", (), [], {}, set(), object(), (None, None), [None], [[]],
+    None, 0, -1, 2**2000, 1.5, True, b"", b"ok", "ok", (), [], {}, set(), Strange(), (None, None), [None], [[]],
     (1, 2, 3),
     {b"code": None}, {b"code": b"\xff" * 50}, {"code": "ok"}, {b"code": [b"ok"]}, ({}, {}), ({b"code": b"ok"},),
     Violation("outside of the schema"), RemoteException(Failure(ValueError("there"))),
@@ -328,7 +336,7 @@ GARBAGE_VERSIONS: list[Any] = [
                   {b"available-space": -(2**70)}, {b"available-space": 2**2000}, {b"available-space": True})]
 #: Writers that are none are not among them: Foolscap's schema of RIStorageServer refuses those.
 GARBAGE_ALLOCATIONS: list[Any] = [
-    ({1, 2}, None), (None, {}), (5, 5), ({b"0"}, {}), (set(range(10)), {}), ([0], {}), (set(), {"0": object()})]
+    ({1, 2}, None), (None, {}), (5, 5), ({b"0"}, {}), (set(range(10)), {}), ([0], {}), (set(), {"0": Strange()})]
 
 
 @pytest.mark.parametrize("garbage", [*GARBAGE, *GARBAGE_VERSIONS, *GARBAGE_ALLOCATIONS], ids=garbage_id)
