@@ -477,10 +477,6 @@ class Upload:
             if self._abandoned is None:
                 self._abandoned = self._working.pusher.abandon()
 
-    def abandoned(self) -> Deferred[None]:
-        """Fires when the servers have let go of the shares of an upload that has ended."""
-        return self._abandoned if self._abandoned is not None else succeed(None)
-
 
 def new_record(name: str, parameters: Parameters, now: float) -> UploadRecord:
     """The record of an upload that begins."""
