@@ -65,6 +65,8 @@ from client_shim.node_config import NodeConfig, read_node_config
 STOCK_SERVER = 4
 assert STOCK_SERVER == FAULT_GRID.staging_nodes == FAULT_GRID.storage_nodes - 1
 UPLOADS = 3
+#: Of an upload's progress: a helper killed later than this may have nothing left to sync when it starts again.
+MUCH_IS_LEFT = 0.5
 #: What is downloaded is compared after so many rounds, when the readers are connected to everybody.
 COMPARED_EVERY = 10
 
@@ -189,7 +191,8 @@ class Bench:
         """Uploads that have not begun, and what kills at a random moment."""
         uploads: list[Recorded] = []
         at_random = [name for name in (plan.victim if plan.point is None else None, plan.other) if name is not None]
-        moment = AtMoment(uploads, [self.node(name) for name in at_random], rng.random())
+        latest = 1.0 if plan.recovering is None else MUCH_IS_LEFT
+        moment = AtMoment(uploads, [self.node(name) for name in at_random], latest * rng.random())
         for number in range(UPLOADS):
             file = new_file(rng.randint(MiB + 1, 4 * MiB), k=FAULT_GRID.k, happy=FAULT_GRID.happy, n=FAULT_GRID.n,
                             declared=rng.random() < 0.5)
