@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -63,6 +64,13 @@ class SlowLink:
         """After `stall`."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
+
+    def waiting(self) -> int:
+        """Bytes that senders have sent to the link and it has not taken: while it stalls, those that do not get
+        through."""
+        lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+        queues = [fields[4] for line in lines if (fields := line.split())[1].endswith(f":{self.port:04X}")]
+        return sum(int(queue.partition(":")[2], 16) for queue in queues)
 
     def cut(self) -> int:
         """End the link and every connection over it, at once. Returns how many there were."""

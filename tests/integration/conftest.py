@@ -6,11 +6,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fault_tools import fault_grid, restore
+from grid_tools import SharedGrid, shared_grid
 
 from client_shim.local_config import GridOptions
 from client_shim.local_grid import LocalGrid
 
 MakeGrid = Callable[[GridOptions], LocalGrid]
+
+
+@pytest.fixture(scope="module")
+def shared(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> SharedGrid:
+    """The grid of stock servers; each test puts back what it broke."""
+    return shared_grid(pytestconfig, tmp_path_factory)
+
+
+@pytest.fixture
+def grid(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalGrid]:
+    """The grid whose nodes are killed and made to fail (FAULT_GRID); a test that fails as well leaves it whole."""
+    grid = fault_grid(pytestconfig, tmp_path_factory)
+    yield grid
+    restore(grid)
 
 
 @pytest.fixture

@@ -49,16 +49,26 @@ _grid: pytest.StashKey[LocalGrid] = pytest.StashKey()
 
 
 def fault_grid(config: pytest.Config, directories: pytest.TempPathFactory) -> LocalGrid:
-    """The grid whose nodes are killed and made to fail; started by the first test that wants it. Each test leaves it
-    with every node running and connected."""
+    """The grid whose nodes are killed and made to fail; started by the first test that wants it."""
     if _grid not in config.stash:
         grid = LocalGrid(directories.mktemp("fault-grid"), FAULT_GRID)
         config.add_cleanup(grid.stop)
         grid.start()
         config.stash[_grid] = grid
-    for node in config.stash[_grid].nodes:
-        node.is_up()
     return config.stash[_grid]
+
+
+def restore(grid: LocalGrid) -> None:
+    """Let every node run again, connected, whatever was done to it."""
+    for node in grid.nodes:
+        node.resume()
+        if not node.running:
+            node.kill()  # reaps it
+            node.start()
+    for node in grid.nodes:
+        node.wait_ready()
+    for node in (grid.helper, grid.client):
+        grid.wait_connected(node)
 
 
 # -- strace ------------------------------------------------------------------------------------------------
@@ -196,10 +206,17 @@ class Recorded:
         self._wait: Deferred[None] = Deferred()
         self._on_event = on_event
         self._outcome: list[Any] = []
+        self._running: Deferred[None] | None = None
 
     def begin(self) -> None:
         """Upload the file."""
-        Deferred.fromCoroutine(self._run()).addBoth(self._outcome.append)
+        self._running = Deferred.fromCoroutine(self._run())
+        self._running.addBoth(self._outcome.append)
+
+    def give_up(self) -> None:
+        """Nobody wants to know any more; no-op when it is over."""
+        if self._running is not None:
+            self._running.cancel()
 
     @property
     def over(self) -> bool:

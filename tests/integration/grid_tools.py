@@ -9,12 +9,14 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import select
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import attrs
@@ -194,22 +196,24 @@ class Transcript:
 
 
 def start_put(directory: Path, *arguments: str | Path, stdin: int | None = subprocess.PIPE,
+              stderr: int | IO[bytes] = subprocess.PIPE,
               environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """`tahoe-stream put -d directory ...`, with pipes."""
     command = [*TAHOE_STREAM, "put", "-d", str(directory), *map(str, arguments)]
-    return subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    return subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr,
                             env=None if environment is None else {**os.environ, **environment})
 
 
 def end_of(process: subprocess.Popen[bytes], rest: bytes | None = None, timeout: float = PATIENCE) -> Transcript:
-    """Write `rest` to its standard input and close that; wait until the process ends."""
+    """Write `rest` to its standard input and close that; wait until the process ends. What it tells is its standard
+    error, if that is a pipe."""
     try:
         out, err = process.communicate(rest, timeout)
     except subprocess.TimeoutExpired:
         process.kill()
         out, err = process.communicate()
-        raise AssertionError(f"still running after {timeout} s; standard error: {err.decode()}") from None
-    return Transcript(process.returncode, out.decode(), err.decode())
+        raise AssertionError(f"still running after {timeout} s; standard error: {(err or b'').decode()}") from None
+    return Transcript(process.returncode, out.decode(), (err or b"").decode())
 
 
 def put(directory: Path, *arguments: str | Path, stdin: bytes = b"", timeout: float = PATIENCE,
@@ -219,9 +223,10 @@ def put(directory: Path, *arguments: str | Path, stdin: bytes = b"", timeout: fl
 
 
 @contextmanager
-def put_in_progress(directory: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+def put_in_progress(directory: Path, *arguments: str | Path,
+                    stderr: int | IO[bytes] = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
     """A `put` that is killed, if it still runs, when the block is left."""
-    process = start_put(directory, *arguments)
+    process = start_put(directory, *arguments, stderr=stderr)
     try:
         yield process
     finally:
@@ -229,11 +234,24 @@ def put_in_progress(directory: Path, *arguments: str | Path) -> Iterator[subproc
         process.communicate()
 
 
-def feed(process: subprocess.Popen[bytes], data: bytes) -> None:
-    """Write to a process's standard input and leave it open."""
+def feed(process: subprocess.Popen[bytes], data: bytes, timeout: float = PATIENCE) -> None:
+    """Write to a process's standard input and leave it open. AssertionError if it does not take all of it in time:
+    the process is killed then, for what it wrote to its standard error."""
     assert process.stdin is not None
-    process.stdin.write(data)
-    process.stdin.flush()
+    stdin, left, deadline = process.stdin.fileno(), memoryview(data), time.monotonic() + timeout
+    os.set_blocking(stdin, False)
+    try:
+        while left:
+            if select.select([], [stdin], [], max(0.0, deadline - time.monotonic()))[1]:
+                left = left[os.write(stdin, left):]
+            elif time.monotonic() >= deadline:
+                process.kill()
+                _out, err = process.communicate()
+                told = (err or b"").decode()
+                raise AssertionError(f"{len(left)} bytes not taken after {timeout} s; standard error: {told}")
+    finally:
+        if not process.stdin.closed:
+            os.set_blocking(stdin, True)
 
 
 # -- a stock client's web API ------------------------------------------------------------------------------
@@ -375,6 +393,12 @@ def uploads_open(helper: NodeProcess) -> int:
 def share_paths(grid: LocalGrid) -> set[Path]:
     """Every finished share on every server."""
     return {share.path for share in grid.shares()}
+
+
+def unfinished_paths(grid: LocalGrid) -> set[Path]:
+    """Every share that is being written on any server; on staging servers what was killed before it was recorded, too,
+    until it expires there."""
+    return {share.path for share in grid.unfinished_shares()}
 
 
 def wait_until_clean(grid: LocalGrid, helper: NodeProcess, shares_before: set[Path]) -> None:

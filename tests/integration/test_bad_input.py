@@ -29,7 +29,6 @@ from grid_tools import (
     helper_furl,
     put,
     share_paths,
-    shared_grid,
     uploads_open,
     wait_for,
     wait_until_clean,
@@ -46,11 +45,6 @@ from helper.parameters import Parameters
 PARAMETERS = Parameters(K, OPTIONS.happy, N, MAX_SEGMENT)
 #: Less than a helper contacts storage servers for.
 DATA = os.urandom(50_000)
-
-
-@pytest.fixture(scope="module")
-def shared(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> SharedGrid:
-    return shared_grid(pytestconfig, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,6 @@ from grid_tools import (
     give_convergence_secret,
     put,
     share_paths,
-    shared_grid,
     wait_until_clean,
 )
 from oracle import Encoded, encode
@@ -42,11 +41,6 @@ SIZE = 4 * SEGMENT + 54_321
 SECRET = b"convergence secret of this test."
 
 Edit = Callable[[Path], None]
-
-
-@pytest.fixture(scope="module")
-def shared(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> SharedGrid:
-    return shared_grid(pytestconfig, tmp_path_factory)
 
 
 @attrs.define

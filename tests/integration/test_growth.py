@@ -26,7 +26,6 @@ from grid_tools import (
     leases_of,
     payload,
     put,
-    shared_grid,
     starts_with_and_zeros_after,
     storage_index,
     wait_for,
@@ -41,11 +40,6 @@ MAX_SEGMENT = 128 * 1024
 #: The bounds are 1, 8, 64 MiB, and each is left when half of it has come.
 BOUND = MiB
 POLICY = AllocationPolicy(K, N, MAX_SEGMENT, BOUND)
-
-
-@pytest.fixture(scope="module")
-def shared(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> SharedGrid:
-    return shared_grid(pytestconfig, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -7,16 +7,11 @@ import os
 import pytest
 import reactor_loop
 from foolscap_tokens import begun_call, call_head, token
-from grid_tools import MiB, SharedGrid, assert_stored, helper_furl, shared_grid, upload_as_stock
+from grid_tools import MiB, SharedGrid, assert_stored, helper_furl, upload_as_stock
 from threat_helper import RawPeer, peak_memory, zeros
 
 from helper.interfaces import LARGEST_MESSAGE_MAX
 from helper.token_stream import STRING
-
-
-@pytest.fixture(scope="module")
-def shared(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> SharedGrid:
-    return shared_grid(pytestconfig, tmp_path_factory)
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["stranger", "known"])

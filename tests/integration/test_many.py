@@ -22,7 +22,6 @@ from grid_tools import (
     further_helper,
     helper_furl,
     put,
-    shared_grid,
     spool_of,
     uploads_open,
     wait_for,
@@ -45,11 +44,6 @@ for number in range(int(sys.argv[1])):
     sys.stdout.buffer.write(piece)
 print(hasher.hexdigest(), file=open(sys.argv[2], "w"))
 """
-
-
-@pytest.fixture(scope="module")
-def shared(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> SharedGrid:
-    return shared_grid(pytestconfig, tmp_path_factory)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 import pytest
 import reactor_loop
-from fault_tools import FAULT_GRID, MiB, fault_grid, new_file, new_tub, stop_tub
+from fault_tools import FAULT_GRID, MiB, new_file, new_tub, stop_tub
 from foolscap.api import Tub
 from grid_tools import client_directory, further_helper, helper_furl, spool_of, uploads_open, wait_for
 from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore
@@ -30,11 +30,6 @@ MEMORY_MAX = 256  # MiB
 ACTIVE = 64 * MiB
 #: Uploads that are being written at a time.
 AT_ONCE = 20
-
-
-@pytest.fixture(scope="module")
-def grid(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> LocalGrid:
-    return fault_grid(pytestconfig, tmp_path_factory)
 
 
 @pytest.fixture

@@ -36,7 +36,6 @@ from grid_tools import (
     put,
     put_in_progress,
     servers_restored,
-    shared_grid,
     spool_of,
     wait_for,
     wait_for_incoming,
@@ -53,11 +52,6 @@ MARKER = os.urandom(32)
 NEEDLES = [MARKER[:16], MARKER[16:]]
 
 CHUNK = 4 * MiB
-
-
-@pytest.fixture(scope="module")
-def shared(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> SharedGrid:
-    return shared_grid(pytestconfig, tmp_path_factory)
 
 
 def plaintext(size: int) -> bytes:

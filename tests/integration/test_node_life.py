@@ -37,7 +37,6 @@ from grid_tools import (
     put_in_progress,
     servers_restored,
     share_paths,
-    shared_grid,
     spool_of,
     storage_index,
     uploads_open,
@@ -51,11 +50,6 @@ from client_shim.blocking import UploadFile
 from client_shim.errors import HelperLost, HelperRefused
 from client_shim.local_config import client_config, write_client
 from client_shim.local_node import NodeProcess
-
-
-@pytest.fixture(scope="module")
-def shared(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> SharedGrid:
-    return shared_grid(pytestconfig, tmp_path_factory)
 
 
 @attrs.frozen

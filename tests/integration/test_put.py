@@ -32,7 +32,6 @@ from grid_tools import (
     put,
     put_in_progress,
     share_paths,
-    shared_grid,
     spool_of,
     start_put,
     wait_for,
@@ -55,11 +54,6 @@ sys.stdout.buffer.write(bytes(2**21))
 sys.stdout.flush()
 time.sleep(1000)
 """
-
-
-@pytest.fixture(scope="module")
-def shared(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> SharedGrid:
-    return shared_grid(pytestconfig, tmp_path_factory)
 
 
 @pytest.fixture

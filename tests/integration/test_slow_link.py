@@ -8,7 +8,7 @@ from pathlib import Path
 
 import attrs
 import pytest
-from grid_tools import SharedGrid, assert_healthy, check, client_directory, download, shared_grid
+from grid_tools import SharedGrid, assert_healthy, check, client_directory, download
 from slow_link import SlowLink, location, through
 
 from client_shim.blocking import UploadFile
@@ -17,11 +17,6 @@ MB = 1_000_000
 MiB = 1024 * 1024
 #: One way; the round trip takes twice as long.
 DELAY = 0.05
-
-
-@pytest.fixture(scope="module")
-def shared(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> SharedGrid:
-    return shared_grid(pytestconfig, tmp_path_factory)
 
 
 @attrs.frozen

@@ -6,7 +6,6 @@ import os
 import subprocess
 from pathlib import Path
 
-import pytest
 from grid_tools import (
     TAHOE,
     MiB,
@@ -16,16 +15,10 @@ from grid_tools import (
     further_helper,
     helper_furl,
     put,
-    shared_grid,
     upload_as_stock,
 )
 
 from client_shim.blocking import UploadFile
-
-
-@pytest.fixture(scope="module")
-def shared(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> SharedGrid:
-    return shared_grid(pytestconfig, tmp_path_factory)
 
 
 def counters(shared: SharedGrid) -> dict[str, int]:

@@ -35,7 +35,6 @@ from grid_tools import (
     put,
     put_in_progress,
     repair,
-    shared_grid,
     starts_with_and_zeros_after,
     storage_index,
     upload_as_stock,
@@ -49,11 +48,6 @@ from client_shim.local_grid import ShareFile
 BLOCK = SEGMENT // K
 #: From the smallest file that has shares to several segments with an odd end.
 SIZES = [56, 100_000, MiB - 1, SEGMENT, SEGMENT + 1, 5 * MiB + 12_345]
-
-
-@pytest.fixture(scope="module")
-def shared(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> SharedGrid:
-    return shared_grid(pytestconfig, tmp_path_factory)
 
 
 def stream_file(shared: SharedGrid, directory: Path, data: bytes) -> str:

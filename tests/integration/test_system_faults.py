@@ -22,7 +22,6 @@ from fault_tools import (
     File,
     MiB,
     answer_in,
-    fault_grid,
     inject,
     injected,
     need_strace,
@@ -54,11 +53,6 @@ from client_shim.local_node import NodeProcess
 K, HAPPY, N = FAULT_GRID.k, FAULT_GRID.happy, FAULT_GRID.n
 NO_SPACE = "disk: ENOSPC (No space left on device)"
 LOGGED_NO_SPACE = "waits for the spool's disk, ENOSPC (No space left on device)"
-
-
-@pytest.fixture(scope="module")
-def grid(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> LocalGrid:
-    return fault_grid(pytestconfig, tmp_path_factory)
 
 
 @pytest.fixture
@@ -300,7 +294,7 @@ def test_network_that_cuts_stalls_and_slows(grid: LocalGrid, tmp_path: Path) -> 
                 fault()
                 if fault == link.stall:
                     # Nothing is lost, and nobody is told: it just takes long.
-                    time.sleep(2)
+                    wait_for("bytes that do not get through", link.waiting)
                     link.go_on()
             transcript = end_of(process, data[5 * part:])
     assert by_stock(transcript.cap, data).cap.decode() == transcript.cap
