@@ -25,6 +25,8 @@ T = TypeVar("T")
 #: How often (seconds) finish is asked again while the helper waits for servers, and for how long.
 WAITING_INTERVAL = 1.0
 WAITING_PATIENCE = 3600
+#: For so long (seconds) at most an answer of the helper, which is to say that it waits, counts as waiting.
+WAITING_ANSWER_MAX = 60.0
 
 
 @attrs.frozen
@@ -85,30 +87,34 @@ class HelperUpload:
         await self._sending_done()
 
     async def finish(self, hashes: CiphertextHashes) -> bytes:
-        """All was sent. Returns the UEB as the helper tells it."""
+        """All was sent. Returns the UEB as the helper tells it. Raises Waiting when the helper has waited for servers
+        too long, counted in steps: a machine that slept, or whose clock was set, has not waited meanwhile.
+        """
         self.outbox.complete()
-        waiting_since: float | None = None
+        waited: float | None = None  # seconds; None if the helper did not say that it waits
         while True:
             await self._sending_done()
             connection = self._helper.connection
             if connection is None:
                 raise RuntimeError("nothing has to be sent, over no connection")
             self._finishing = True
+            asked_at = self._clock.seconds()
             try:
                 # Not after the last acknowledgement: finish waits for it at the helper, and saves a round trip.
                 answer = await connection.call(lambda link: link.finish(
                     self._upload_id, hashes.size, self._storage_index, hashes.crypttext_hash,
                     hashes.crypttext_root_hash))
             except Interrupted:
-                waiting_since = None
+                waited = None
                 continue
             if answer.code != "waiting":
                 break
-            now = self._clock.seconds()
-            waiting_since = now if waiting_since is None else waiting_since
-            if now - waiting_since > WAITING_PATIENCE:
-                raise Waiting(answer.number("have"), answer.number("need"), int(now - waiting_since))
+            waited = 0.0 if waited is None else waited + self._step(asked_at, WAITING_ANSWER_MAX)
+            if waited > WAITING_PATIENCE:
+                raise Waiting(answer.number("have"), answer.number("need"), int(waited))
+            answered_at = self._clock.seconds()
             await deferLater(self._clock, WAITING_INTERVAL)
+            waited += self._step(answered_at, WAITING_INTERVAL)
         self.check()  # fail() may have come meanwhile, or a wrong answer to a message
         self.outbox.all_acknowledged()
         self._helper.stop()
@@ -137,6 +143,10 @@ class HelperUpload:
         # An `open` that is under way may go on: what it opens has to be aborted.
         self._helper.stop(finish_greeting=not self._opened)
         self._make_room()
+
+    def _step(self, since: float, at_most: float) -> float:
+        """Seconds that a step took, which began at `since`; the clock may have been set meanwhile."""
+        return min(max(0.0, self._clock.seconds() - since), at_most)
 
     # -- connections -----------------------------------------------------------------------------------------
 

@@ -815,6 +815,26 @@ def test_patience_ends(world: World) -> None:
     assert_failed_for_good(world, upload, error)
 
 
+@pytest.mark.parametrize("during", ["the wait", "the call"])
+def test_clocks_that_jump_do_not_use_patience_up(world: World, during: str) -> None:
+    """Nor does a machine that sleeps; while it is awake it counts as before."""
+    link = world.link(latency=0.25)
+    link.lie = lambda method, wire: ({b"code": b"waiting", b"have": 3, b"need": 7}, []) if method == "finish" else wire
+    results = outcome(begin(write_all(world.upload(PARAMETERS, link), DATA)))
+    world.wait(10)
+    for _ in range(5):
+        asked = link.methods().count("finish")
+        while not results and link.methods().count("finish") == asked:
+            world.wait(0.05)
+        world.wait(0.6 if during == "the wait" else 0.0)  # an answer takes half a second, the wait a whole one
+        world.clock.advance(86400)
+        world.wait(10)
+    assert not results
+    link.lie = lambda _method, wire: wire
+    world.wait(5)
+    assert results == [CAP]
+
+
 def test_abort_while_the_helper_waits_for_servers(world: World) -> None:
     link = world.link()
     link.lie = lambda method, wire: ({b"code": b"waiting", b"have": 3, b"need": 7}, []) if method == "finish" else wire
