@@ -29,7 +29,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from helper.interfaces import KiB, MiB
-from helper.token_stream import KNOWN_PEER, STRANGER, OverBound, TokenScanner
+from helper.token_stream import KNOWN_PEER, STORAGE_SERVER, STRANGER, OverBound, TokenBounds, TokenScanner
 
 #: Foolscap's own bound of a block of its negotiation, but here before it is logged.
 NEGOTIATION_BYTES = 4096
@@ -42,7 +42,7 @@ _CALLS, _MEMORY = "calls are unanswered", "memory is short"
 
 @attrs.frozen
 class ConnectionBounds:
-    """What connections of one Tub may hold. Bytes are charges of token_stream.py.
+    """What connections may hold. Bytes are charges of token_stream.py.
 
     What all connections may always hold has to be less than in_all + reserve: else they could fill it with messages
     of which none is complete, and nobody would get on.
@@ -69,6 +69,14 @@ class ConnectionBounds:
     """Of them, those that have not shown a furl yet; the oldest makes room."""
     references: int = 4096
     """To objects of ours that a connection may have, and to objects of its own that it may give us."""
+    known: TokenBounds = KNOWN_PEER
+    """Of peers that are no strangers."""
+
+
+#: For all connections together that the node makes to storage servers. Each unfinished share on a stock server is a
+#: reference to an object there.
+TO_STORAGE_SERVERS = ConnectionBounds(always=16 * KiB, unhindered=3, reserve=64 * MiB, connections=1024,
+                                      references=32 * KiB, known=STORAGE_SERVER)
 
 
 class Abortable(Protocol):
@@ -79,7 +87,7 @@ class Abortable(Protocol):
 
 
 class Ledger:
-    """What the connections of one Tub hold, in all."""
+    """What the connections of one Tub, or of several, hold in all."""
 
     def __init__(self, bounds: ConnectionBounds, clock: Any) -> None:
         self.bounds = bounds
@@ -273,7 +281,7 @@ class BoundedBroker(Broker):  # type: ignore[misc]
             return
         self.dataLastReceivedAt = time.time()  # Foolscap does not see parts of tokens
         try:
-            cuts = self._scanner.feed(chunk, KNOWN_PEER if self._is_known() else STRANGER)
+            cuts = self._scanner.feed(chunk, self._ledger.bounds.known if self._is_known() else STRANGER)
         except OverBound as error:
             self.give_up(str(error))
             return
@@ -450,10 +458,13 @@ class BoundedNegotiation(Negotiation):  # type: ignore[misc]
         self.transport.abortConnection()
 
 
-def bound(tub: Tub, bounds: ConnectionBounds | None = None) -> Ledger:
-    """Let all connections that `tub` will have, and those it listens for, keep to bounds."""
-    ledger = Ledger(bounds or ConnectionBounds(), _reactor)
+def new_ledger(bounds: ConnectionBounds | None = None) -> Ledger:
+    """For one Tub or several."""
+    return Ledger(bounds or ConnectionBounds(), _reactor)
+
+
+def bound(tub: Tub, ledger: Ledger) -> None:
+    """Let all connections that `tub` will have, and those it listens for, keep to the bounds of `ledger`."""
     tub.brokerClass = partial(BoundedBroker, ledger, False)
     for listener in tub.getListeners():
         listener._negotiationClass = partial(BoundedNegotiation, ledger)
-    return ledger

@@ -32,7 +32,7 @@ from twisted.scripts import twistd
 from zope.interface import implementer
 
 from helper import free_memory
-from helper.bounded_broker import bound
+from helper.bounded_broker import TO_STORAGE_SERVERS, bound, new_ledger
 from helper.foolscap_edge import AnnouncingHelper, StreamingHelper
 from helper.grid import TahoeGrid
 from helper.ledger import LEDGER_NAME, Ledger, LedgerFile, LedgerUnusable
@@ -112,9 +112,8 @@ class StreamingClient(tahoe_client._Client):  # type: ignore[misc]
 
     def __init__(self, config: Any, main_tub: Any, i2p_provider: Any, tor_provider: Any,
                  introducer_clients: Any, storage_farm_broker: Any) -> None:
-        bound(_quiet(main_tub))
-        make_tub = storage_farm_broker._tub_maker
-        storage_farm_broker._tub_maker = lambda overrides: _quiet(make_tub(overrides))
+        bound(_quiet(main_tub), new_ledger())
+        bound_to_servers(storage_farm_broker)
         super().__init__(config, main_tub, i2p_provider, tor_provider, introducer_clients, storage_farm_broker)
 
     def init_helper(self) -> None:
@@ -142,6 +141,18 @@ class StreamingClient(tahoe_client._Client):  # type: ignore[misc]
 
     def _furl_file(self, name: str) -> bytes:
         return os.fsencode(self.config.get_private_path(name))
+
+
+def bound_to_servers(storage_farm_broker: Any) -> None:
+    """Let the Tubs that the broker makes, one for each storage server, be quiet and keep to bounds, together."""
+    make_tub, ledger = storage_farm_broker._tub_maker, new_ledger(TO_STORAGE_SERVERS)
+
+    def make_bounded(overrides: Any) -> Any:
+        tub = _quiet(make_tub(overrides))
+        bound(tub, ledger)
+        return tub
+
+    storage_farm_broker._tub_maker = make_bounded
 
 
 def _quiet(tub: Any) -> Any:

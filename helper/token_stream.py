@@ -24,6 +24,8 @@ _FLOAT_BODY = 8
 
 #: Object number of the connection itself, whose methods (getReferenceByName and the like) have small arguments.
 _CONNECTION = 0
+#: Tokens of an answer up to and including its value; those of a call are numbers of the request and the object.
+_ANSWER_TOKENS = 3
 #: Tokens of a call up to and including the OPEN of its arguments.
 _CALL_TOKENS = 5
 
@@ -55,6 +57,11 @@ KNOWN_PEER = TokenBounds(name=1 * KiB, value=64 * KiB, argument=LARGEST_MESSAGE_
 #: Everybody else can only ask for the object that a furl names.
 STRANGER = TokenBounds(name=1 * KiB, value=1 * KiB, argument=1 * KiB, number=16, depth=4, children=64,
                        message=16 * KiB)
+
+#: A storage server that we asked something. The largest answers are blocks: a segment (8 MiB) where k is 1, with what
+#: readers ask for in the same piece. It has no reason to send arguments.
+STORAGE_SERVER = TokenBounds(name=1 * KiB, value=9 * MiB, argument=64 * KiB, number=16, depth=10, children=4096,
+                             message=10 * MiB)
 
 #: What Foolscap's and Python's objects take beside the bytes.
 TOKEN_CHARGE = 64
@@ -197,7 +204,7 @@ class TokenScanner:
 
     def _string_bound(self, bounds: TokenBounds) -> int:
         if self.depth < 2:
-            return bounds.name
+            return bounds.value if self._children and self._children[0] == _ANSWER_TOKENS else bounds.name
         is_argument = self.depth == 2 and self._children[0] == _CALL_TOKENS and self._children[1] > 2
         if self._children[0] == _CALL_TOKENS and self._object == _CONNECTION:
             return bounds.name

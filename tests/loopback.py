@@ -18,7 +18,7 @@ from world import SMALL
 
 from client_shim.helper_edge import HelperLink, connect
 from client_shim.upload import StreamingUpload
-from helper.bounded_broker import ConnectionBounds, bound
+from helper.bounded_broker import ConnectionBounds, bound, new_ledger
 from helper.foolscap_edge import AnnouncingHelper, StreamingHelper
 from helper.ledger import LEDGER_NAME, Ledger, LedgerFile
 from helper.parameters import Parameters
@@ -69,7 +69,8 @@ class LoopbackHelper:
         self.tub = reactor_loop.listening_tub("helper")
         self.tub.setOption("logLocalFailures", False)
         self.tub.setOption("logRemoteFailures", False)
-        self.ledger = bound(self.tub, self.bounds)
+        self.ledger = new_ledger(self.bounds)
+        bound(self.tub, self.ledger)
         self.stock = AnnouncingHelper(str(self.directory / "stock"), None, None, None, None)
         self.streaming_furl = self.register(StreamingHelper(self.uploads))
         self.stock.announce(self.streaming_furl, self.settings.largest_message)

@@ -21,7 +21,14 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from helper.bounded_broker import NEGOTIATION_BYTES, BoundedBroker, BoundedNegotiation, ConnectionBounds, Ledger
+from helper.bounded_broker import (
+    NEGOTIATION_BYTES,
+    TO_STORAGE_SERVERS,
+    BoundedBroker,
+    BoundedNegotiation,
+    ConnectionBounds,
+    Ledger,
+)
 from helper.interfaces import LARGEST_MESSAGE_MAX, KiB
 from helper.token_stream import KNOWN_PEER, PING, PONG, STRANGER, STRING
 
@@ -425,11 +432,11 @@ def test_the_oldest_incomplete_messages_are_read_to_their_end() -> None:
     run(go)
 
 
-def test_what_connections_may_always_hold_leaves_room_for_whole_messages() -> None:
-    bounds = ConnectionBounds()
+@pytest.mark.parametrize("bounds", [ConnectionBounds(), TO_STORAGE_SERVERS])
+def test_what_connections_may_always_hold_leaves_room_for_whole_messages(bounds: ConnectionBounds) -> None:
     one_read = 64 * KiB
-    assert (bounds.always + one_read) * bounds.connections + bounds.unhindered * KNOWN_PEER.argument < (
-        bounds.in_all + bounds.reserve)
+    assert (bounds.always + one_read) * bounds.connections + bounds.unhindered * max(
+        bounds.known.argument, bounds.known.value) < bounds.in_all + bounds.reserve
 
 
 def test_who_does_not_complete_its_message_while_others_wait_has_to_go(logged: list[str]) -> None:

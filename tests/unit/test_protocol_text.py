@@ -14,7 +14,7 @@ from staging_node import NAME, Node
 from client_shim.cipher import Encryptor
 from client_shim.verify import cap_of
 from helper import staging_errors
-from helper.bounded_broker import ConnectionBounds
+from helper.bounded_broker import TO_STORAGE_SERVERS, ConnectionBounds
 from helper.encoder import Encoder
 from helper.errors import BY_CODE
 from helper.interfaces import LARGEST_MESSAGE_MAX
@@ -23,7 +23,7 @@ from helper.session import TRANSITIONS, State
 from helper.spool import Spool
 from helper.staged_share import Outcome
 from helper.staging_records import StagedState
-from helper.token_stream import KNOWN_PEER, OPEN_CHARGE, STRANGER, TOKEN_CHARGE
+from helper.token_stream import KNOWN_PEER, OPEN_CHARGE, STORAGE_SERVER, STRANGER, TOKEN_CHARGE
 from helper.uploads import hashed_name
 
 ROOT = Path(__file__).parents[2]
@@ -152,7 +152,9 @@ def test_bounds_of_connections() -> None:
     for number in (KNOWN_PEER.name, KNOWN_PEER.value, KNOWN_PEER.argument, KNOWN_PEER.number, KNOWN_PEER.depth,
                    KNOWN_PEER.children, KNOWN_PEER.message, STRANGER.message, STRANGER.children, STRANGER.depth,
                    TOKEN_CHARGE, OPEN_CHARGE, bounds.in_all, bounds.each, bounds.calls, bounds.always,
-                   bounds.unhindered, bounds.reserve, int(bounds.patience), bounds.connections, bounds.strangers):
+                   bounds.unhindered, bounds.reserve, int(bounds.patience), bounds.connections, bounds.strangers,
+                   STORAGE_SERVER.value, STORAGE_SERVER.message, STORAGE_SERVER.argument, TO_STORAGE_SERVERS.in_all,
+                   TO_STORAGE_SERVERS.reserve, TO_STORAGE_SERVERS.unhindered, TO_STORAGE_SERVERS.connections):
         assert re.search(rf"(?<![\d,]){number:,}(?![\d,]*\d)", text), number
     assert {STRANGER.name, STRANGER.value, STRANGER.argument} == {KNOWN_PEER.name}
     assert KNOWN_PEER.argument == LARGEST_MESSAGE_MAX

@@ -1,7 +1,8 @@
 """The threats S1 to S21 of the threat model: which test carries each out, or why it does not apply here (THREATS).
 
 Below it those to a helper's Tub, against a helper in a process of its own (protocol.txt §10.5). Those to uploads and
-to room are in test_threats_uploads.py, those of storage servers and to disks in test_threats_storage.py.
+to room are in test_threats_uploads.py, those of storage servers and to disks in test_threats_storage.py, those of
+storage servers to memory in test_threats_servers.py.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ THREATS: dict[str, tuple[list[str], str]] = {
     "S8 memory by Foolscap": ([
         "unit/test_threats.py: test_s8_a_violation_takes_no_memory_and_ends_the_connection",
         "unit/test_threats.py: test_s8_calls_without_answers_are_not_read_beyond_a_bound",
-        "integration/test_helper_tub.py: test_s8_a_peer_that_announces_too_much_is_disconnected_and_others_go_on"],
-        "Connections that the node itself makes to storage servers are Tahoe's own, and not bounded by us."),
+        "integration/test_helper_tub.py: test_s8_a_peer_that_announces_too_much_is_disconnected_and_others_go_on",
+        "unit/test_threats_servers.py: test_s8_a_storage_server_that_answers_too_much_is_disconnected"], ""),
     "S9 secrets in logs": ([
         "unit/test_log_secrets.py: test_s9_what_is_outside_of_the_protocol_is_not_logged",
         "unit/test_log_secrets.py: test_uploads_full_of_faults_tell_no_secrets",
@@ -136,7 +137,7 @@ def test_every_threat_has_a_test_or_a_reason() -> None:
             file, name = place.split(": ")
             assert f"def {name}(" in (tests / file).read_text(encoding="utf-8"), f"{threat}: {place}"
     listed = {place.split(": ")[1] for covered_by, _reason in THREATS.values() for place in covered_by}
-    for file in ("test_threats_uploads.py", "test_threats_storage.py"):
+    for file in ("test_threats_servers.py", "test_threats_uploads.py", "test_threats_storage.py"):
         names = re.findall(r"^def (test_s[0-9]+_\w+)", (tests / "unit" / file).read_text(encoding="utf-8"), re.M)
         assert {*names} <= listed
 

@@ -63,7 +63,7 @@ PLACES = {
     "argument of the connection": (begun_call(1, 0, b"m"), SMALL.name),
     "in a list in an argument": (begun_call(1, 5, b"m", token(OPEN) + string(b"list")), SMALL.value),
     "in a list for the connection": (begun_call(1, 0, b"m", token(OPEN) + string(b"list")), SMALL.name),
-    "answer": (ANSWER, SMALL.name),
+    "answer": (ANSWER, SMALL.value),
     "in an answer": (ANSWER + token(OPEN) + string(b"list"), SMALL.value),
     "where the count should be": (call_head(1, 5, b"m") + token(OPEN) + string(b"arguments"), SMALL.value),
     "after a call of an object": (call(1, 5, b"m") + begun_call(2, 0, b"m"), SMALL.name),
