@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import reactor_loop
 from foolscap.api import Referenceable, Tub
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from zope.interface import implementer
 
 from helper.interfaces import VERSION_FURL, VERSION_KEY, RIStreamingHelper
@@ -39,14 +39,24 @@ class RecordedUpload:
 Watcher = Callable[[str, int], None]
 
 
+#: Stands for a call: it is given the real helper, the method, the upload ID and the other arguments.
+Relay = Callable[[Any, str, bytes, tuple[Any, ...]], Any]
+
+
+def hand_on(target: Any, method: str, upload_id: bytes, arguments: tuple[Any, ...]) -> Any:
+    """To the real helper, as it is."""
+    return target.callRemote(method, upload_id, *arguments)
+
+
 class Recorder:
     """`furl` is the helper.furl for clients; `uploads` are in the order of their `open`."""
 
-    def __init__(self, helper_furl: str, watcher: Watcher) -> None:
+    def __init__(self, helper_furl: str, watcher: Watcher, relay: Relay) -> None:
         self.furl = ""
         self.uploads: list[RecordedUpload] = []
         self._helper_furl = helper_furl
         self._watcher = watcher
+        self._relay = relay
         self._tub: Tub | None = None
         self._by_id: dict[bytes, RecordedUpload] = {}
 
@@ -82,6 +92,10 @@ class Recorder:
             upload.storage_indexes.add(arguments[1])
         self._watcher(method, offset)
 
+    def relay(self, target: Any, method: str, upload_id: bytes, arguments: tuple[Any, ...]) -> Any:
+        """The answer, or a Deferred of it."""
+        return self._relay(target, method, upload_id, arguments)
+
 
 class _Announcing(Referenceable):  # type: ignore[misc]
     """What stands behind helper.furl, as far as our client asks."""
@@ -103,14 +117,14 @@ class _Streaming(Referenceable):  # type: ignore[misc]
         assert not kwargs
         upload_id, *arguments = args
         self._recorder.record(methodname, upload_id, tuple(arguments))
-        answer: Deferred[Any] = self._target.callRemote(methodname, *args)
-        return answer
+        return maybeDeferred(self._recorder.relay, self._target, methodname, upload_id, tuple(arguments))
 
 
 @contextmanager
-def recording_helper(helper_furl: str, watcher: Watcher = lambda _method, _offset: None) -> Iterator[Recorder]:
-    """A Recorder before the helper of `helper_furl`. The watcher is called in the reactor's thread."""
-    recorder = reactor_loop.now(lambda: Recorder(helper_furl, watcher))
+def recording_helper(helper_furl: str, watcher: Watcher = lambda _method, _offset: None,
+                     relay: Relay = hand_on) -> Iterator[Recorder]:
+    """A Recorder before the helper of `helper_furl`. Watcher and relay are called in the reactor's thread."""
+    recorder = reactor_loop.now(lambda: Recorder(helper_furl, watcher, relay))
     reactor_loop.run(recorder.start, patience=60)
     try:
         yield recorder

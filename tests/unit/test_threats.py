@@ -48,8 +48,9 @@ THREATS: dict[str, tuple[list[str], str]] = {
         "A client that is killed loses its key, and never goes on."),
     "S2 a helper that lies": ([
         "unit/test_client_upload.py: test_a_lie_about_the_ueb_gives_no_cap",
-        "unit/test_verify.py: test_another_files_ueb", "unit/test_verify.py: test_no_edited_ueb_gives_a_cap"],
-        "A flipped bit or a swapped segment changes crypttext_hash and crypttext_root_hash of the UEB."),
+        "unit/test_verify.py: test_another_files_ueb", "unit/test_verify.py: test_no_edited_ueb_gives_a_cap",
+        "integration/test_lying_helper.py: test_s2_a_helper_that_stores_something_else",
+        "integration/test_lying_helper.py: test_s2_a_helper_that_tells_of_another_file"], ""),
     "S3 poisoned storage index": ([
         "unit/test_threats_uploads.py: test_s3_who_knows_the_storage_index_but_not_the_id_can_do_nothing_to_the_upload",
         ("unit/test_threats_uploads.py: "
