@@ -6,6 +6,7 @@ puts back what it broke (`ServerStopped` and the like do), and looks only at the
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import os
@@ -284,6 +285,20 @@ def download(node: NodeProcess, cap: str, start: int | None = None, end: int | N
     return request(node, "GET", f"/uri/{quote(cap, safe='')}", headers=headers)
 
 
+def sha256_of(node: NodeProcess, cap: str) -> str:
+    """Of the file as a stock client reads it."""
+    parts = urlsplit(node.web_url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=PATIENCE)
+    connection.request("GET", f"/uri/{quote(cap, safe='')}")
+    response = connection.getresponse()
+    assert response.status == 200
+    hasher = hashlib.sha256()
+    while piece := response.read(MiB):
+        hasher.update(piece)
+    connection.close()
+    return hasher.hexdigest()
+
+
 def upload_as_stock(node: NodeProcess, data: bytes) -> str:
     """The cap that a stock client gives for `data`."""
     return request(node, "PUT", "/uri", data).decode()
@@ -388,6 +403,12 @@ def spool_of(helper: NodeProcess) -> list[str]:
 def uploads_open(helper: NodeProcess) -> int:
     """How many streaming uploads a helper says are in progress."""
     return int(helper.read_json("statistics?t=json")["stats"]["streaming_helper.open"])
+
+
+def memory(node: NodeProcess, which: str) -> float:
+    """Of a node's process, in MiB: VmRSS now, VmHWM at most so far."""
+    status = Path(f"/proc/{node.pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith(which)).split()[1]) / 1024
 
 
 def share_paths(grid: LocalGrid) -> set[Path]:

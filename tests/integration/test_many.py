@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.client
 import os
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import quote, urlsplit
 
 import pytest
 from grid_tools import (
@@ -21,7 +18,9 @@ from grid_tools import (
     download,
     further_helper,
     helper_furl,
+    memory,
     put,
+    sha256_of,
     spool_of,
     uploads_open,
     wait_for,
@@ -51,26 +50,6 @@ def helper(shared: SharedGrid) -> Iterator[NodeProcess]:
     """A new process for each test: what it has grown to before does not hide what a test makes it grow by."""
     with further_helper(shared.grid, "measured-helper") as helper:
         yield helper
-
-
-def memory(node: NodeProcess, which: str) -> float:
-    """MiB; VmRSS now, VmHWM at most so far."""
-    status = Path(f"/proc/{node.pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith(which)).split()[1]) / 1024
-
-
-def sha256_of(node: NodeProcess, cap: str) -> str:
-    """Of the file as a stock client reads it."""
-    parts = urlsplit(node.web_url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
-    connection.request("GET", f"/uri/{quote(cap, safe='')}")
-    response = connection.getresponse()
-    assert response.status == 200
-    hasher = hashlib.sha256()
-    while piece := response.read(MiB):
-        hasher.update(piece)
-    connection.close()
-    return hasher.hexdigest()
 
 
 def test_thirty_uploads_at_a_time(shared: SharedGrid, helper: NodeProcess, tmp_path: Path) -> None:

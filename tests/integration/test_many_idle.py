@@ -13,7 +13,7 @@ import pytest
 import reactor_loop
 from fault_tools import FAULT_GRID, MiB, new_file, new_tub, stop_tub
 from foolscap.api import Tub
-from grid_tools import client_directory, further_helper, helper_furl, spool_of, uploads_open, wait_for
+from grid_tools import client_directory, further_helper, helper_furl, memory, spool_of, uploads_open, wait_for
 from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore
 
 from client_shim.blocking import UploadFile
@@ -60,12 +60,6 @@ def call_later(call: Callable[[HelperLink, bytes], Awaitable[object]]) -> Callab
         await call(link, upload_id)
 
     return lambda link, upload_id: Deferred.fromCoroutine(awaited(link, upload_id))
-
-
-def memory(node: NodeProcess, which: str) -> float:
-    """MiB; VmRSS now, VmHWM at most so far."""
-    status = Path(f"/proc/{node.pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith(which)).split()[1]) / 1024
 
 
 def seconds_for_one(directory: Path, helper: NodeProcess) -> float:

@@ -120,7 +120,8 @@ THREATS: dict[str, tuple[list[str], str]] = {
         "server one request, no more than a stock client costs it.")),
     "S20 stalled servers": ([
         "unit/test_threats_uploads.py: test_s20_what_three_of_ten_servers_do_not_take_is_not_held_for_them",
-        "unit/test_pushing.py: test_memory_is_bounded_whatever_servers_do"], ""),
+        "unit/test_pushing.py: test_memory_is_bounded_whatever_servers_do",
+        "integration/test_stalled_servers.py: test_s20_three_of_ten_servers_stop_reading"], ""),
     "S21 downgrade, identity": ([
         "unit/test_threats.py: test_s21_versions_of_tls", "unit/test_threats.py: test_s21_modes_of_furl_files",
         "unit/test_foolscap_edge.py: test_version_information_that_is_not_of_the_protocol"],
