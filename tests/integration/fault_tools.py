@@ -9,35 +9,30 @@ import random
 import shutil
 import subprocess
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import attrs
 import pytest
-import reactor_loop
-from allmydata.util import hashutil
 from foolscap.api import Tub
-from grid_tools import by_stock, download, wait_for
+from grid_tools import wait_for
 from reactor_loop import reactor
+from single_calls import File
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from client_shim.cipher import Encryptor
 from client_shim.client import StreamingClient
-from client_shim.errors import HelperRefused, HelperUnreachable, UploadError
-from client_shim.helper_edge import HelperAnswer, HelperLink, connect, make_tub
+from client_shim.errors import HelperUnreachable, UploadError
+from client_shim.helper_edge import HelperLink, connect
 from client_shim.local_config import GridOptions
 from client_shim.local_grid import LocalGrid
 from client_shim.local_node import NodeProcess
 from client_shim.node_config import NodeConfig
 from client_shim.reconnect import means_away
 from client_shim.upload import Progress, StreamingUpload
-from client_shim.verify import cap_of
-from helper.ciphertext import CiphertextHasher, CiphertextHashes
-from helper.parameters import Parameters
 
 KiB = 1024
 MiB = 1024 * KiB
@@ -156,39 +151,6 @@ def runs_under_strace(node: NodeProcess, options: Sequence[str]) -> Iterator[Non
 # -- uploads that outlive what is done to the helper ---------------------------------------------------------
 
 
-@attrs.frozen(eq=False)
-class File:
-    """A plaintext, its key, and how it is encoded."""
-
-    data: bytes = attrs.field(repr=False)
-    parameters: Parameters
-    key: bytes = attrs.field(factory=lambda: os.urandom(16), repr=False)
-
-    @functools.cached_property
-    def ciphertext(self) -> bytes:
-        return Encryptor(self.key).encrypt(self.data)
-
-    @property
-    def storage_index(self) -> bytes:
-        return bytes(hashutil.storage_index_hash(self.key))
-
-    @functools.cached_property
-    def hashes(self) -> CiphertextHashes:
-        hasher = CiphertextHasher(self.parameters.k, self.parameters.max_segment_size, self.parameters.size)
-        hasher.update(self.ciphertext)
-        return hasher.hashes()
-
-    def check(self, cap: str, reader: NodeProcess) -> None:
-        """The cap is the one stock makes, and a stock client reads at it what was sent, byte for byte."""
-        assert cap == by_stock(cap, self.data, self.parameters.max_segment_size).cap.decode()
-        assert download(reader, cap) == self.data
-
-
-def new_file(size: int, *, k: int, happy: int, n: int, declared: bool = False) -> File:
-    """Random bytes, with a random key."""
-    return File(os.urandom(size), Parameters(k, happy, n, MiB, size if declared else None))
-
-
 class Recorded:
     """An upload in progress, in the reactor's thread: what was acknowledged of it, and where it waits.
 
@@ -227,7 +189,7 @@ class Recorded:
         return bool(self._outcome)
 
     def __str__(self) -> str:
-        return (f"{type(self).__name__} of {len(self.file.data)} bytes: {self.acknowledged} acknowledged"
+        return (f"{type(self).__name__} of {len(self.file.plaintext)} bytes: {self.acknowledged} acknowledged"
                 f"{', complete' * self.completing}{', has a cap' * bool(self.cap)}{', at its gate' * self.at_gate}")
 
     async def _run(self) -> None:
@@ -240,7 +202,7 @@ class Recorded:
 
     def _until(self, start: int, length: int) -> int:
         """Where a piece that begins at `start` ends; `start` if that is at the gate."""
-        end = min(start + length, len(self.file.data))
+        end = min(start + length, len(self.file.plaintext))
         return end if self._gate is None else min(end, max(start, self._gate))
 
     async def _gate_passed(self) -> None:
@@ -258,8 +220,8 @@ class Recorded:
         self.completing = True
         self._on_event()
 
-    def _has_cap(self, cap: bytes) -> None:
-        self.cap = cap.decode()
+    def _has_cap(self, cap: str) -> None:
+        self.cap = cap
         self._on_event()
 
 
@@ -306,7 +268,7 @@ class CallByCall(Recorded):
     async def _send(self, link: HelperLink, offset: int) -> None:
         in_flight: deque[Deferred[None]] = deque()
         try:
-            while offset < len(self.file.data):
+            while offset < len(self.file.plaintext):
                 end = self._until(offset, self._rng.randint(1, 256 * KiB))
                 if end == offset:
                     while in_flight:
@@ -329,16 +291,9 @@ class CallByCall(Recorded):
         self._heard(max(self.acknowledged, answer.number("durable")))  # answers may overtake each other
 
     async def _finish(self, link: HelperLink) -> None:
-        hashes = self.file.hashes
-        while True:
-            answer = await link.finish(self.upload_id, hashes.size, self.file.storage_index, hashes.crypttext_hash,
-                                       hashes.crypttext_root_hash)
-            if answer.code != "waiting":
-                break
+        while (answer := await link.finish(self.upload_id, *self.file.finish_arguments)).code == "waiting":
             await deferLater(reactor, 0.5)
-        ueb = answer.fields["ueb"]
-        assert isinstance(ueb, bytes)
-        self._has_cap(cap_of(self.file.key, self.file.parameters, hashes, ueb))
+        self._has_cap(self.file.cap_from(answer))
 
 
 class ByClient(Recorded):
@@ -354,13 +309,13 @@ class ByClient(Recorded):
     async def _run(self) -> None:
         upload, offset = self._new(), 0
         try:
-            while offset < len(self.file.data):
+            while offset < len(self.file.plaintext):
                 end = self._until(offset, self._rng.randint(100, 512 * KiB))
                 if end == offset:
                     await self._gate_passed()
                     continue
                 try:
-                    await upload.write(self.file.data[offset:end])
+                    await upload.write(self.file.plaintext[offset:end])
                 except HelperUnreachable:
                     if offset > 0:
                         raise
@@ -370,7 +325,7 @@ class ByClient(Recorded):
                     continue
                 offset = end
             self._complete()
-            self._has_cap(await upload.close())
+            self._has_cap((await upload.close()).decode())
         finally:
             await self._client.stop()
 
@@ -380,100 +335,3 @@ class ByClient(Recorded):
 
     def _progress(self, progress: Progress) -> None:
         self._heard(progress.durable)
-
-
-def new_tub() -> Tub:
-    """A client's, started; to be stopped by `stop_tub`."""
-    def make() -> Tub:
-        tub = make_tub()
-        tub.startService()
-        return tub
-
-    return reactor_loop.now(make)
-
-
-def stop_tub(tub: Tub) -> None:
-    """End its connections."""
-    async def stop() -> None:
-        await tub.stopService()
-
-    reactor_loop.run(stop)
-
-
-# -- single calls --------------------------------------------------------------------------------------------
-
-
-class Caller:
-    """An upload whose calls a test makes one by one, over a connection of its own (a context manager)."""
-
-    def __init__(self, furl: str, file: File) -> None:
-        self.file = file
-        self.upload_id = os.urandom(32)
-        self._furl = furl
-
-    def __enter__(self) -> Self:
-        self._tub = new_tub()
-        self._link = reactor_loop.run(lambda: connect(self._tub, self._furl), 30)
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        stop_tub(self._tub)
-
-    def open(self) -> HelperAnswer:
-        return self._call(lambda link: link.open(self.upload_id, self.file.parameters.to_wire()))
-
-    def status(self) -> HelperAnswer:
-        return self._call(lambda link: link.status(self.upload_id))
-
-    def put(self, start: int, end: int) -> int:
-        """Send these bytes, one message after the other. Returns the length that is durable then."""
-        durable = start
-        for offset in range(start, end, MiB // 2):
-            data = self.file.ciphertext[offset:min(end, offset + MiB // 2)]
-            durable = self._call(lambda link, at=offset, d=data: link.put_ciphertext(
-                self.upload_id, at, d)).number("durable")
-        return durable
-
-    def begin_put(self, start: int, end: int) -> list[Any]:
-        """Send these bytes as one message, and do not wait: what is returned gets the answer, or a Failure."""
-        link, outcome = self._link, []
-
-        def begin() -> None:
-            data = self.file.ciphertext[start:end]
-            Deferred.fromCoroutine(link.put_ciphertext(self.upload_id, start, data)).addBoth(outcome.append)
-
-        reactor_loop.now(begin)
-        return outcome
-
-    def finish(self) -> str:
-        """The cap."""
-        hashes = self.file.hashes
-
-        def answered() -> HelperAnswer | None:
-            answer = self._call(lambda link: link.finish(
-                self.upload_id, hashes.size, self.file.storage_index, hashes.crypttext_hash,
-                hashes.crypttext_root_hash))
-            return None if answer.code == "waiting" else answer
-
-        ueb = wait_for("the result", answered).fields["ueb"]
-        assert isinstance(ueb, bytes)
-        return cap_of(self.file.key, self.file.parameters, hashes, ueb).decode()
-
-    def _call(self, call: Callable[[HelperLink], Awaitable[HelperAnswer]]) -> HelperAnswer:
-        return reactor_loop.run(lambda: call(self._link), 60)
-
-
-def refusal_of(call: Callable[[], object]) -> HelperRefused:
-    """What a call is refused with, as it must be."""
-    with pytest.raises(HelperRefused) as caught:
-        call()
-    return caught.value
-
-
-def answer_in(outcome: list[Any]) -> HelperAnswer:
-    """Waits for the answer of `begin_put`; raises if it is a refusal."""
-    result = wait_for("an answer of the helper", lambda: outcome)[0]
-    if isinstance(result, Failure):
-        result.raiseException()
-    assert isinstance(result, HelperAnswer)
-    return result

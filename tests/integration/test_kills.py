@@ -27,18 +27,12 @@ from fault_tools import (
     FAULT_GRID,
     ByClient,
     CallByCall,
-    Caller,
-    File,
     MiB,
     Recorded,
     inject,
     injected,
     need_strace,
-    new_file,
-    new_tub,
-    refusal_of,
     runs_under_strace,
-    stop_tub,
 )
 from foolscap.api import Tub
 from grid_tools import (
@@ -57,6 +51,7 @@ from grid_tools import (
     uploads_open,
     wait_for,
 )
+from single_calls import Caller, File, new_file, new_tub, refusal_of, stop_tub
 
 from client_shim.errors import HelperRefused
 from client_shim.local_grid import LocalGrid
@@ -146,7 +141,7 @@ class AtMoment:
 
     def _progress(self) -> float:
         """From 0 to 1: bytes; that all were sent and that there is a cap weigh something, too."""
-        sizes = sum(len(upload.file.data) for upload in self._uploads)
+        sizes = sum(len(upload.file.plaintext) for upload in self._uploads)
         acknowledged = sum(upload.acknowledged for upload in self._uploads) / sizes
         ending = sum(upload.completing + bool(upload.cap) for upload in self._uploads) / (2 * len(self._uploads))
         return 0.75 * acknowledged + 0.25 * ending
@@ -217,7 +212,7 @@ class Bench:
         for number in range(UPLOADS):
             file = _file(rng)
             gated = plan.point is not None and not plan.point.early
-            gate = rng.randint(0, len(file.data) - MiB) if gated else None
+            gate = rng.randint(0, len(file.plaintext) - MiB) if gated else None
             uploads.append(ByClient(self.config, file, rng, gate, moment) if number == 0 else
                            CallByCall(self.tub, self.grid.helper_furl, file, rng, gate, moment))
         return moment
@@ -280,8 +275,7 @@ class Bench:
 
 
 def _file(rng: random.Random) -> File:
-    return new_file(rng.randint(MiB + 1, 4 * MiB), k=FAULT_GRID.k, happy=FAULT_GRID.happy, n=FAULT_GRID.n,
-                    declared=rng.random() < 0.5)
+    return new_file(FAULT_GRID, rng.randint(MiB + 1, 4 * MiB), declared=rng.random() < 0.5)
 
 
 def _kill_at(point: Point) -> tuple[str, str]:
@@ -373,7 +367,7 @@ def test_killed_client_leaves_nothing(grid: LocalGrid, tmp_path: Path) -> None:
     o, shares, before = FAULT_GRID, share_paths(grid), unfinished_paths(grid)
     with further_helper(grid, "impatient-helper", settings=IMPATIENT) as helper:
         directory = client_directory(tmp_path / "client", helper_furl(helper), k=o.k, happy=o.happy, n=o.n)
-        late = Caller(helper_furl(helper), new_file(3 * MiB, k=o.k, happy=o.happy, n=o.n))
+        late = Caller(helper_furl(helper), new_file(FAULT_GRID, 3 * MiB))
         with late:
             with put_in_progress(directory, "-") as process:
                 feed(process, os.urandom(3 * MiB))

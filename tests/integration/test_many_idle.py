@@ -11,9 +11,10 @@ from pathlib import Path
 import attrs
 import pytest
 import reactor_loop
-from fault_tools import FAULT_GRID, MiB, new_file, new_tub, stop_tub
+from fault_tools import FAULT_GRID, MiB
 from foolscap.api import Tub
 from grid_tools import client_directory, further_helper, helper_furl, memory, spool_of, uploads_open, wait_for
+from single_calls import new_file, new_tub, stop_tub
 from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore
 
 from client_shim.blocking import UploadFile
@@ -81,7 +82,7 @@ def test_a_thousand_idle_uploads(grid: LocalGrid, helper: NodeProcess, tmp_path:
     o = FAULT_GRID
     directory = client_directory(tmp_path / "client", helper_furl(helper), k=o.k, happy=o.happy, n=o.n)
     tubs: list[Tub] = [new_tub() for _ in range(CONNECTIONS)]
-    file = new_file(EACH, k=o.k, happy=o.happy, n=o.n)
+    file = new_file(FAULT_GRID, EACH)
     at_start = memory(helper, "VmRSS")
     alone = seconds_for_one(directory, helper)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from fault_tools import Caller, MiB, new_file, refusal_of
+from fault_tools import MiB
 from grid_tools import (
     assert_healthy,
     by_stock,
@@ -21,6 +21,7 @@ from grid_tools import (
     storage_index,
     wait_for,
 )
+from single_calls import Caller, new_file, refusal_of
 
 from client_shim.blocking import UploadFile
 from client_shim.local_config import GridOptions
@@ -79,7 +80,7 @@ def test_seven_good_servers_are_enough(grid: LocalGrid) -> None:
 
 
 def test_six_are_too_few_at_the_beginning(grid: LocalGrid) -> None:
-    with without(grid, *grid.storage[:4]), Caller(grid.helper_furl, new_file(MiB, k=3, happy=7, n=10)) as upload:
+    with without(grid, *grid.storage[:4]), Caller(grid.helper_furl, new_file(OPTIONS, MiB)) as upload:
         refusal = refusal_of(upload.open)
     assert refusal.code == "too-few-servers"
     assert dict(refusal.values) == {"have": 6, "need": 7}
@@ -92,7 +93,7 @@ SOON = "[helper]\naway-patience = 2 seconds\nneeded-patience = 4 seconds\n"
 
 def test_six_are_too_few_before_anything_is_published(grid: LocalGrid) -> None:
     """They leave in mid-upload; nothing of it stays on those that are left."""
-    file, before = new_file(5 * MiB, k=3, happy=7, n=10), len(grid.shares())
+    file, before = new_file(OPTIONS, 5 * MiB), len(grid.shares())
     victims = grid.storage[:4]
     with further_helper(grid, "impatient-helper", settings=SOON) as helper, \
             Caller(helper_furl(helper), file) as upload:

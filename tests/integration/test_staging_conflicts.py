@@ -27,7 +27,8 @@ from grid_tools import (
     spool_of,
     wait_for,
 )
-from staging_tools import STAGING, Caller, File, new_file, refusal_of, staged_to, statistic, wait_published
+from single_calls import Caller, File, new_file, refusal_of
+from staging_tools import STAGING, staged_to, statistic, wait_published
 
 from client_shim.helper_edge import make_tub
 from client_shim.local_config import GridOptions
@@ -61,7 +62,7 @@ def test_two_uploads_through_one_helper(shared: SharedGrid) -> None:
         first.send_all()
         second.send_all()
         first.assign()
-        assert refusal_of(second.assign) == refusal_of(second.finish) == "storage-index-busy"
+        assert refusal_of(second.assign).code == refusal_of(second.finish).code == "storage-index-busy"
         assert second.state == "open"
         assert first.finish().fields["ueb"] == file.by_stock.ueb
         wait_published_but(shared, file)

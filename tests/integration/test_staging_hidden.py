@@ -29,17 +29,8 @@ from grid_tools import (
     spool_of,
     wait_for,
 )
-from staging_tools import (
-    MIXED,
-    STAGING,
-    Caller,
-    File,
-    new_file,
-    staged_to,
-    trees,
-    wait_for_trees,
-    wait_published,
-)
+from single_calls import Caller, File, new_file
+from staging_tools import MIXED, STAGING, staged_to, trees, wait_for_trees, wait_published
 
 from client_shim.client import StreamingClient
 from client_shim.local_node import NodeProcess

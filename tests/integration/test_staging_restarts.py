@@ -16,15 +16,11 @@ from grid_tools import (
     spool_of,
     wait_for,
 )
+from single_calls import Caller, File, Pending, new_file, refusal_of
 from staging_tools import (
     STAGING,
-    Caller,
-    File,
-    Pending,
-    new_file,
     prepared_on,
     pushed_again,
-    refusal_of,
     restarted_helper,
     staged_to,
     statistic,
@@ -292,4 +288,4 @@ def test_helper_killed_while_shares_are_assigned(shared: SharedGrid, assigned: i
         with Caller(grid.helper_furl, file, caller.upload_id) as caller:
             assert caller.state == "finished"
             assert caller.finish().fields["ueb"] == file.by_stock.ueb
-            assert refusal_of(caller.abort) == "already-publishing"
+            assert refusal_of(caller.abort).code == "already-publishing"

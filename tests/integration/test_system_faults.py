@@ -15,22 +15,7 @@ from pathlib import Path
 
 import pytest
 import reactor_loop
-from fault_tools import (
-    FAULT_GRID,
-    CallByCall,
-    Caller,
-    File,
-    MiB,
-    answer_in,
-    inject,
-    injected,
-    need_strace,
-    new_file,
-    new_tub,
-    refusal_of,
-    runs_under_strace,
-    stop_tub,
-)
+from fault_tools import FAULT_GRID, CallByCall, MiB, inject, injected, need_strace, runs_under_strace
 from grid_tools import (
     by_stock,
     client_directory,
@@ -44,6 +29,7 @@ from grid_tools import (
     storage_index,
     wait_for,
 )
+from single_calls import Caller, File, new_file, new_tub, refusal_of, stop_tub
 from slow_link import SlowLink, location, through
 
 from client_shim.blocking import UploadFile
@@ -63,7 +49,7 @@ def helper(grid: LocalGrid, tmp_path: Path) -> Iterator[NodeProcess]:
 
 
 def file_of(size: int) -> File:
-    return new_file(size, k=K, happy=HAPPY, n=N)
+    return new_file(FAULT_GRID, size)
 
 
 def spool_directory(helper: NodeProcess) -> Path:
@@ -83,8 +69,8 @@ def begun(helper: NodeProcess, size: int = 3 * MiB) -> Iterator[tuple[Caller, Pa
 
 def complete(grid: LocalGrid, upload: Caller, start: int) -> None:
     """Send the rest; a stock client reads the whole."""
-    upload.put(start, len(upload.file.data))
-    upload.file.check(upload.finish(), grid.client)
+    upload.put(start, len(upload.file.plaintext))
+    upload.file.check(upload.file.cap_from(upload.finish()), grid.client)
 
 
 # -- the helper's disk ---------------------------------------------------------------------------------------
@@ -109,13 +95,13 @@ def test_disk_without_space_is_a_pause(grid: LocalGrid, helper: NodeProcess) -> 
     need_strace()
     with begun(helper) as (victim, path), begun(helper) as (other, _path):
         with injected(helper, "pwritev", "error=ENOSPC", path):
-            outcome = victim.begin_put(MiB, 2 * MiB)
+            pending = victim.begin_put(MiB, 2 * MiB)
             wait_for("a pause", lambda: victim.status().text("waits-for") == NO_SPACE)
             complete(grid, other, MiB)
             assert victim.status().number("paused") == 1
             assert victim.status().number("durable") == MiB
-            assert not outcome
-        assert answer_in(outcome).number("durable") == 2 * MiB
+            assert not pending.outcome
+        assert pending.answer.number("durable") == 2 * MiB
         assert victim.status().text("waits-for") == ""
         complete(grid, victim, 2 * MiB)
     assert LOGGED_NO_SPACE in helper.log_path.read_text()
