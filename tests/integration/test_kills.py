@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import sqlite3
 import threading
@@ -325,7 +326,13 @@ def test_nothing_acknowledged_is_lost(bench: Bench, pytestconfig: pytest.Config)
     print(f"{killed} processes were killed under {count} uploads; "
           f"{len(bench.grid.staged_shares())} staged shares are left to expire")
     for node in (bench.grid.helper, *bench.grid.storage):
-        assert "Traceback" not in node.log_path.read_text(), node.log_tail()
+        found = tracebacks(node)
+        assert not found, f"{node.name} has logged\n{''.join(found)}"
+
+
+def tracebacks(node: NodeProcess) -> list[str]:
+    """In its log, each with the line that it belongs to and all that follows of it."""
+    return re.findall(r"^.*\n(?:\t.*\n)*?\t?Traceback.*\n(?:(?!\d{4}-|').*\n)*", node.log_path.read_text(), re.M)
 
 
 # -- clients, and a helper that is away ------------------------------------------------------------------------
