@@ -326,13 +326,19 @@ def test_nothing_acknowledged_is_lost(bench: Bench, pytestconfig: pytest.Config)
     print(f"{killed} processes were killed under {count} uploads; "
           f"{len(bench.grid.staged_shares())} staged shares are left to expire")
     for node in (bench.grid.helper, *bench.grid.storage):
-        found = tracebacks(node)
+        found = [traceback for traceback in tracebacks(node) if not tells_of_a_server_that_died(traceback)]
         assert not found, f"{node.name} has logged\n{''.join(found)}"
 
 
 def tracebacks(node: NodeProcess) -> list[str]:
     """In its log, each with the line that it belongs to and all that follows of it."""
     return re.findall(r"^.*\n(?:\t.*\n)*?\t?Traceback.*\n(?:(?!\d{4}-|').*\n)*", node.log_path.read_text(), re.M)
+
+
+def tells_of_a_server_that_died(traceback: str) -> bool:
+    """Stock nodes, too, connect to storage servers. Of one that dies between its connection and its answer to
+    get_version they log an unhandled error (allmydata.util.rrefutil expects other failures), and connect again."""
+    return "in _no_get_version" in traceback and "DeadReferenceError" in traceback
 
 
 # -- clients, and a helper that is away ------------------------------------------------------------------------
