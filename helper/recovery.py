@@ -77,7 +77,7 @@ class Recovery:
         age = max(0.0, now - record.touched)
         over = record.state in _ENDED or record.state == State.FINISHED.value
         settings = self._services.settings
-        limit = settings.idle_expiry if has_file else settings.empty_expiry
+        limit = settings.idle_expiry if has_file or record.finish is not None else settings.empty_expiry
         most = max(0.0, limit - GRACE * settings.sweep_interval)
         upload.idle, upload.over_for = (0.0, age) if over else (min(age, most), 0.0)
         if record.state in _ENDED or (over and not has_file):
@@ -107,9 +107,7 @@ class Recovery:
         error = errors.fault_of(failure.value)
         if not isinstance(failure.value, errors.StreamingError):
             self.log.failure("upload {upload} could not be resumed", failure, upload=upload.short)
-        self._services.room.release(upload.name)
-        upload.resume_without_spool(error)
-        upload.when_end_recorded(lambda: self._remove(upload.name))
+        upload.resume_without_spool(error, lambda: self._remove(upload.name))
 
     def _remove(self, name: str) -> None:
         if name in self._spool.names():

@@ -21,6 +21,7 @@ from helper.parameters import Parameters
 from helper.pauses import SERVERS, Pauses
 from helper.pipeline import Pipeline
 from helper.placement import AllocationPolicy
+from helper.placing import let_go_everywhere
 from helper.pushing import SharePusher
 from helper.room import SpoolRoom
 from helper.session import ENDED, Limits, Session, State
@@ -96,6 +97,7 @@ class Upload:
         self._stopped = False
         self._pauses = Pauses(self.short, services.clock, self._what_it_waits_for)
         self._working: _Work | None = None
+        self._remove_unread: Callable[[], None] = lambda: None
         self._abandoned: Deferred[None] | None = None
         self._end_recorded: Deferred[bool] = succeed(True)
 
@@ -106,7 +108,7 @@ class Upload:
         policy = AllocationPolicy(p.k, p.n, p.max_segment_size, s.settings.first_bound)
         pusher = SharePusher(
             p, pipeline, s.grid, policy, s.clock, self._record.staging_secret, s.settings.patience, secrets.randbelow,
-            self.tell, self._homes_changed, s.count, self._settled)
+            self.tell, self._homes_changed, self._shares_progress, s.count, self._settled)
         self._working = _Work(spool_file, pipeline, pusher)
 
     def resume(self, spool_file: SpoolFile) -> None:
@@ -121,12 +123,16 @@ class Upload:
         work.pusher.set_durable(spool_file.durable)
         self.tell(self._resumed(spool_file.durable, r.error, unplaced=True))
 
-    def resume_without_spool(self, error: errors.StreamingError | None) -> None:
-        """One of an earlier run of which only the result is left, or nothing: `error` says why."""
+    def resume_without_spool(self, error: errors.StreamingError | None,
+                             remove_spool: Callable[[], None] = lambda: None) -> None:
+        """One of an earlier run of which only the result is left, or nothing: `error` says why. `remove_spool`
+        removes a spool file that cannot be used; it is called when the end of the upload is recorded."""
+        self._remove_unread = remove_spool
         self.tell(self._resumed(0, error, unplaced=False))
         if self.session.state.value != self._record.state:
             self._services.count(self.session.state.value, 1)
             self._end_recorded = self._whether_recorded(self.save())
+        self.when_end_recorded(self._remove_spool)
 
     def _resumed(self, durable: int, error: errors.StreamingError | None, unplaced: bool) -> events.Resumed:
         r, f = self._record, self._record.finish
@@ -168,8 +174,9 @@ class Upload:
     # -- calls -------------------------------------------------------------------------------------------
 
     def asked(self) -> None:
-        """Somebody called for it."""
-        self.idle = 0.0
+        """Somebody called for it. No call helps one that cannot be published any more: it expires (§6.2)."""
+        if self.session.error is None:
+            self.idle = 0.0
         self.asked_at = self._services.clock.seconds()
 
     def call(self, make_event: Callable[[int], object]) -> Deferred[Answered]:
@@ -306,9 +313,7 @@ class Upload:
             case events.RecordResult():
                 self._record_result()
             case events.AbandonShares():
-                self._work.pipeline.stop()
-                self._abandoned = self._work.pusher.abandon()
-                self._abandoned.addCallback(lambda _ignored: self.tell(events.Abandoned()))
+                self._abandon()
             case events.DropSpool():
                 self._drop_spool()
 
@@ -336,15 +341,26 @@ class Upload:
 
         self._end_recorded.addCallback(answer)
 
+    def _abandon(self) -> None:
+        if self._working is not None:
+            self._working.pipeline.stop()
+            self._abandoned = self._working.pusher.abandon()
+        else:  # what was prepared is still staged
+            record = self._record
+            self._abandoned = succeed(None)
+            let_go_everywhere(self._services.grid, record.staging_secret, record.parameters.n)
+        self._abandoned.addCallback(lambda _ignored: self.tell(events.Abandoned()))
+
     def _drop_spool(self) -> None:
-        spool = self._work.spool
-
-        def drop() -> None:
-            spool.drop()
-            self._services.room.release(self.name)
-
         self._unstored.clear()
-        self.when_end_recorded(drop)
+        self.when_end_recorded(self._remove_spool)
+
+    def _remove_spool(self) -> None:
+        if self._working is not None:
+            self._working.spool.drop()
+        else:
+            self._remove_unread()
+        self._services.room.release(self.name)
 
     def when_end_recorded(self, remove: Callable[[], None]) -> None:
         """Call `remove`, which removes ciphertext, once it is recorded that the upload has ended; never if that
@@ -389,6 +405,11 @@ class Upload:
         """Shares have other homes than before: after a restart they are looked for there."""
         self._record = attrs.evolve(self._record, homes=homes)
         self._save_in_background()
+
+    def _shares_progress(self) -> None:
+        """Publication gets on. Before it was decided, pushing is no sign that somebody wants the upload."""
+        if self.session.state is State.PUBLISHING:
+            self.idle = 0.0
 
     def _pipeline_failed(self, failure: Failure) -> None:
         self.log.failure("upload {upload} failed", failure, upload=self.short)
@@ -472,8 +493,7 @@ class Upload:
         """Nobody can ask for the result any more: let go of whatever is still under way for it."""
         if self._working is not None:
             self._working.pipeline.stop()
-            self._working.spool.drop()
-            self._services.room.release(self.name)
+            self._remove_spool()
             if self._abandoned is None:
                 self._abandoned = self._working.pusher.abandon()
 

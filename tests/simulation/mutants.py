@@ -172,6 +172,13 @@ def _never_idle(self: session.Session, _event: events.IdleFor) -> list[events.Co
     return []
 
 
+def _published_for_ever(self: session.Session, event: events.IdleFor) -> list[events.Command]:
+    return [] if self.state is State.PUBLISHING else _IDLE_FOR(self, event)
+
+
+_IDLE_FOR = session.Session._idle_for
+
+
 # -- shares ------------------------------------------------------------------------------------------------------
 
 
@@ -237,6 +244,7 @@ MUTANTS: dict[str, Mutant] = {
     "idle time goes by the clock": Mutant(  # it is no longer min(elapsed, …)
         active=lambda: patch.object(uploads, "min", lambda elapsed, _most: elapsed, create=True)),
     "nothing ever expires": Mutant(active=_replacing(session.Session, "_idle_for", _never_idle)),
+    "publication never expires": Mutant(active=_replacing(session.Session, "_idle_for", _published_for_ever)),
     "a share with a new server begins where others are": Mutant(
         active=_replacing(placing.ShareHomes, "_go_on", _begins_where_others_are)),
     "shares are left behind": Mutant(active=_replacing(pushing.SharePusher, "abandon", _shares_left_behind)),

@@ -369,8 +369,9 @@ class SimulatedWorld:
         self.disk.takes = lambda size: size
         if self.running:
             self.ledger_file.fails = ""
-            if any(upload.session.error and not upload.over for upload in self.uploads._by_name.values()):
-                self.kill(away=1.0)  # its disk has failed, and it waits for an operator
+            if (any(upload.session.error and not upload.over for upload in self.uploads._by_name.values())
+                    and self.choose.random() < 0.5):
+                self.kill(away=1.0)  # its disk has failed, and it waits for an operator; who may never come
         for upload_id in list(self._strangers):
             self._end_stranger(upload_id)
         for client in self.clients:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 from fakes import FakeServer, FakeStagingServer, Fault
 from hypothesis import given, settings
@@ -20,6 +21,8 @@ DATA = plaintext(20_000)
 CIPHERTEXT = Encryptor(KEY).encrypt(DATA)
 ID = b"u" * 32
 GRIDS = {"staging": 10, "stock": 0, "mixed": 5}
+#: Hours instead of days.
+SHORT = attrs.evolve(SMALL, idle_expiry=4 * 3600, empty_expiry=900, sweep_interval=600)
 grids = pytest.mark.parametrize("staging", GRIDS.values(), ids=GRIDS)
 
 
@@ -469,3 +472,117 @@ def test_any_number_of_kills_at_any_time(data: st.DataObject) -> None:
 def test_these_are_real_kinds_of_servers() -> None:
     with World(10, staging=5) as world:
         assert sum(isinstance(s, FakeStagingServer) for s in world.grid.servers) == 5
+
+
+# -- publication that cannot be completed -----------------------------------------------------------------------------
+
+
+def publish_in_vain(world: World, closed: int) -> None:
+    """Publication is decided; `closed` shares are published, and all other servers do not answer any more."""
+    begin_upload(world, 20_000)
+    for server in world.grid.servers[closed:]:
+        server.plan("publish", 1, Fault.HANG)
+    outcome(begin(world.link().finish(ID, len(DATA), SI, *hashes())))
+    world.wait(2)
+    assert world.only_upload().session.state is State.PUBLISHING
+    for server in world.grid.servers[closed:]:
+        server.disconnect()
+
+
+@grids
+@pytest.mark.parametrize("restart", [False, True])
+def test_publication_that_can_never_be_completed_ends_at_expiry(staging: int, restart: bool) -> None:
+    with World(10, staging=staging, settings=SHORT) as world:
+        publish_in_vain(world, closed=3)
+        if restart:
+            world.restart()
+        world.wait(SHORT.idle_expiry - 2 * SHORT.sweep_interval)
+        assert world.only_upload().session.state is State.PUBLISHING
+        assert world.run(world.link().finish(ID, len(DATA), SI, *hashes())).code == "waiting"
+        world.wait(SHORT.idle_expiry - 2 * SHORT.sweep_interval)
+        assert world.only_upload().session.state is State.PUBLISHING, "somebody has called since"
+        world.wait(4 * SHORT.sweep_interval)
+        for _ in range(2):
+            with pytest.raises(HelperRefused) as caught:
+                finish(world)
+            assert caught.value.code == "expired"
+            world.restart()
+        assert not world.spool_files()
+        assert world.uploads.room.used == 0
+        assert [record.state for record in world.records()] == ["expired"]
+        encoded = expected(DATA, PARAMETERS)
+        copies = world.grid.copies(SI)
+        assert len(world.holders()) == 3, "published shares stay: they are ordinary ones"
+        assert all(share.data == encoded.shares[shnum] for shnum, found in copies.items() for _server, share in found)
+        assert not any(server.staged for server in world.grid.staging[:3] if server.connected)
+
+
+def test_publication_that_gets_on_does_not_expire_though_nobody_calls() -> None:
+    with World(10, staging=10, settings=SHORT) as world:
+        publish_in_vain(world, closed=0)
+        for server in world.grid.servers:
+            world.wait(SHORT.idle_expiry - 3 * SHORT.sweep_interval)
+            assert world.only_upload().session.state in (State.PUBLISHING, State.FINISHED)
+            server.reconnect()
+        check_stored(world)
+        assert finish(world) == expected(DATA, PARAMETERS).ueb
+
+
+def test_servers_that_come_and_go_are_no_progress() -> None:
+    with World(10, settings=SHORT) as world:
+        publish_in_vain(world, closed=3)
+        returning = world.grid.servers[3]
+        returning.plan("publish", 2, Fault.HANG)
+        for number in range(3, 40):
+            world.wait(SHORT.idle_expiry / 8)
+            returning.plan("publish", number, Fault.HANG)
+            (returning.reconnect if number % 2 else returning.disconnect)()
+        assert world.only_upload().session.state is State.EXPIRED
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_publication_whose_spool_is_damaged_expires_whoever_calls(missing: bool) -> None:
+    with World(10, staging=10, settings=SHORT) as world:
+        publish_in_vain(world, closed=3)
+        world.kill()
+        for server in world.grid.servers:
+            server.reconnect()
+        (path,) = world.spool_files()
+        if missing:
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+        world.start()
+        assert world.uploads.counters["expired"] == 0
+        for _ in range(int(SHORT.idle_expiry / SHORT.sweep_interval) - 2):
+            with pytest.raises(HelperRefused) as caught:
+                finish(world)
+            assert caught.value.code == "spool-failed"
+            world.wait(SHORT.sweep_interval)
+        assert missing or world.spool_files()
+        world.wait(4 * SHORT.sweep_interval)
+        with pytest.raises(HelperRefused) as caught:
+            finish(world)
+        assert caught.value.code == "expired"
+        assert world.run(world.link().abort(ID)).fields["state"] == b"expired"
+        world.wait(10)
+        assert not world.spool_files()
+        assert world.uploads.room.used == world.spool.used == 0
+        assert not world.grid.leftovers(), "prepared shares are aborted"
+        assert len(world.holders()) == 3
+        assert world.uploads.counters["expired"] == 1
+
+
+def test_publication_that_has_expired_makes_room_for_another_upload() -> None:
+    with World(10, settings=attrs.evolve(SHORT, uploads_max=1)) as world:
+        publish_in_vain(world, closed=3)
+        other = world.link()
+        for server in world.grid.servers:
+            server.reconnect()
+            server.plan("allocate", server.requests("allocate") + 1, Fault.HANG)
+        with pytest.raises(HelperRefused) as caught:
+            world.run(other.open(b"o" * 32, PARAMETERS.to_wire()))
+        assert caught.value.code == "too-many-uploads"
+        world.wait(SHORT.idle_expiry + 2 * SHORT.sweep_interval)
+        world.run(other.open(b"o" * 32, PARAMETERS.to_wire()))
+        world.run(other.assign(b"o" * 32, SI))  # nor does it hold its storage index
