@@ -254,7 +254,7 @@ class World:
         self.ledger.open()
         self.uploads = Uploads(self.settings, self.spool, self.ledger, self.grid.seen_by(self.process), self.process,
                                in_thread)
-        self.uploads.start(self._ledger_file.all())
+        self.uploads.start(self._ledger_file.read())
         self.edge = StreamingHelper(self.uploads)
 
     def stop(self) -> None:
@@ -369,16 +369,16 @@ class World:
         return link
 
     def upload(self, parameters: Parameters, link: WireLink | None = None, key: bytes | None = KEY,
-               **options: Any) -> StreamingUpload:
+               clock: IReactorTime | None = None, **options: Any) -> StreamingUpload:
         """A client's upload through `link` (default: a new one, and another whenever that is cut); with `key` None
-        under one of its own."""
+        under one of its own; its process may have a `clock` of its own."""
 
         async def connect() -> WireLink:
             if self.process.ended:
                 raise HelperUnreachable("ConnectionRefusedError")
             return link or self.link()
 
-        return StreamingUpload(connect, parameters, self.clock, key=key, **options)
+        return StreamingUpload(connect, parameters, clock or self.clock, key=key, **options)
 
     def put(self, data: bytes, parameters: Parameters, link: WireLink | None = None, key: bytes = KEY,
             write_size: int = 1000) -> bytes:
