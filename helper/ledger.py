@@ -21,7 +21,15 @@ from twisted.python.failure import Failure
 from helper.disk import fsync_directory, make_directory, reason_of
 from helper.errors import SpoolFailed
 from helper.spool import RunInThread
-from helper.upload_records import ALL_UPLOADS, CREATE_UPLOADS, PUT_UPLOAD, UploadRecord, record_of, row_of
+from helper.upload_records import (
+    ADD_UPTIME,
+    ALL_UPLOADS,
+    CREATE_UPLOADS,
+    PUT_UPLOAD,
+    UploadRecord,
+    record_of,
+    row_of,
+)
 
 #: In the directory of the helper's own files, beside the spool.
 LEDGER_NAME = "ledger.sqlite"
@@ -30,6 +38,7 @@ LEDGER_NAME = "ledger.sqlite"
 #: version (user_version) of a file is how many of these it has seen.
 SCHEMA: Sequence[Sequence[str]] = (
     (CREATE_UPLOADS,),
+    ADD_UPTIME,
 )
 
 
@@ -54,14 +63,28 @@ def put(*records: UploadRecord) -> Change:
     return Change(PUT_UPLOAD, [row_of(record) for record in records])
 
 
-def touch(names: Iterable[str], when: float) -> Change:
-    """Somebody still wants these uploads."""
-    return Change("UPDATE uploads SET touched = ? WHERE name = ?", [(when, name) for name in names])
+def touch(names: Iterable[str], when: float, uptime: float) -> Change:
+    """Somebody still wants these uploads: see `touched` and `wanted_at` of their records."""
+    return Change("UPDATE uploads SET touched = ?, wanted_at = ? WHERE name = ?",
+                  [(when, uptime, name) for name in names])
+
+
+def set_uptime(seconds: float) -> Change:
+    """The helper's heartbeat: it has been up for so long, in all its runs."""
+    return Change("UPDATE helper SET uptime = ?", [(seconds,)])
 
 
 def remove(names: Iterable[str]) -> Change:
     """Forget uploads."""
     return Change("DELETE FROM uploads WHERE name = ?", [(name,) for name in names])
+
+
+@attrs.frozen
+class Recorded:
+    """What a ledger has: the records of uploads, in the order in which they were opened, and the helper's uptime."""
+
+    uploads: list[UploadRecord]
+    uptime: float = 0.0
 
 
 class LedgerFile:
@@ -113,6 +136,15 @@ class LedgerFile:
         with self._lock:
             rows = self._db.execute(ALL_UPLOADS).fetchall()
         return [self._record_of(row) for row in rows]
+
+    def read(self) -> Recorded:
+        """Everything. Raises LedgerUnusable if it cannot be understood."""
+        with self._lock:
+            row = self._db.execute("SELECT uptime FROM helper").fetchone()
+        if row is None or not (isinstance(row[0], float) and 0 <= row[0] < float("inf")):
+            raise LedgerUnusable(f"{self._path}: the helper's uptime is damaged: "
+                                 f"expected seconds, got {row and row[0]}")
+        return Recorded(self.all(), row[0])
 
     def counts(self) -> dict[str, int]:
         """How many uploads are recorded in each state that any is in."""
@@ -182,6 +214,10 @@ class LedgerFile:
 _ADVICE = "uploads in progress cannot be resumed without it; restore it, or move it and the spool away"
 
 
+#: Changes that were asked for together, and who is told of them.
+_Asked = tuple[tuple[Change, ...], Deferred[None]]
+
+
 class Ledger:
     """A LedgerFile whose calls answer with Deferreds, in the reactor's thread.
 
@@ -192,7 +228,7 @@ class Ledger:
     def __init__(self, file: LedgerFile, run_in_thread: RunInThread) -> None:
         self._file = file
         self._run_in_thread = run_in_thread
-        self._queue: list[tuple[Change, Deferred[None]]] = []
+        self._queue: list[_Asked] = []
         self._committing = False
         self._failed: str | None = None
         self._closing: Deferred[None] | None = None
@@ -206,21 +242,21 @@ class Ledger:
         """Add or replace records of uploads; fires when that is durable."""
         return self.change(put(*records))
 
-    def touch(self, names: Iterable[str], when: float) -> Deferred[None]:
-        """Somebody still wants these uploads; fires when that is durable."""
-        return self.change(touch(names, when))
+    def touch(self, names: Iterable[str], when: float, uptime: float) -> Deferred[None]:
+        """Somebody still wants these uploads, and the helper has been up for so long; fires when that is durable."""
+        return self.change(touch(names, when, uptime), set_uptime(uptime))
 
     def remove(self, names: Iterable[str]) -> Deferred[None]:
         """Forget uploads; fires when that is durable."""
         return self.change(remove(names))
 
-    def change(self, change: Change) -> Deferred[None]:
-        """Make any change; fires when it is durable."""
+    def change(self, *changes: Change) -> Deferred[None]:
+        """Make any changes together; fires when they are durable."""
         done: Deferred[None] = Deferred()
         if self._failed is not None or self._closing is not None:
             done.errback(LedgerFailed(self._failed or "the ledger is closed"))
         else:
-            self._queue.append((change, done))
+            self._queue.append((changes, done))
             self._commit()
         return done
 
@@ -248,16 +284,16 @@ class Ledger:
             return
         batch, self._queue = self._queue, []
         self._committing = True
-        d = self._run_in_thread(self._file.apply, [change for change, _done in batch])
+        d = self._run_in_thread(self._file.apply, [change for changes, _done in batch for change in changes])
         d.addCallbacks(self._committed, self._commit_failed, callbackArgs=(batch,), errbackArgs=(batch,))
 
-    def _committed(self, _result: None, batch: list[tuple[Change, Deferred[None]]]) -> None:
+    def _committed(self, _result: None, batch: list[_Asked]) -> None:
         self._committing = False
         self._commit()  # before anybody is told, so that what they write then goes into one more
         _tell(batch, lambda done: done.callback(None))
         self._close_when_idle()
 
-    def _commit_failed(self, failure: Failure, batch: list[tuple[Change, Deferred[None]]]) -> None:
+    def _commit_failed(self, failure: Failure, batch: list[_Asked]) -> None:
         self._committing = False
         reason = self._failed = f"ledger: {_reason(failure.value)}"
         batch, self._queue = batch + self._queue, []
@@ -270,8 +306,8 @@ class Ledger:
             self._run_in_thread(self._file.close).chainDeferred(self._closing)
 
 
-def _tell(batch: list[tuple[Change, Deferred[None]]], tell: Callable[[Deferred[None]], None]) -> None:
-    for _change, done in batch:
+def _tell(batch: list[_Asked], tell: Callable[[Deferred[None]], None]) -> None:
+    for _changes, done in batch:
         tell(done)
 
 

@@ -80,11 +80,11 @@ class StreamingHelperService(Service):
         """Take the spool and the ledger. Raises SpoolLocked if another process has them, LedgerUnusable."""
         self._spool.start()
         self._ledger.open()
-        records = self._ledger_file.all()
+        recorded = self._ledger_file.read()
         self._disk_threads.start()
         self._encoding_threads.start()
         self._grid.follow(self._introducer_clients)
-        self.uploads.start(records)
+        self.uploads.start(recorded)
         self._giving_back.start(free_memory.INTERVAL, now=False)
         super().startService()
 

@@ -30,6 +30,7 @@ from helper.shares import ShareStatus
 from helper.sinks import Grid, StorageServer
 from helper.spool import RunInThread, SpoolFile
 from helper.upload_records import SECRET_SIZE, Finish, UploadRecord
+from helper.uptime import Uptime
 
 
 @attrs.frozen
@@ -59,6 +60,7 @@ class Services:
     room: SpoolRoom
     memory: BlockMemory
     count: Callable[[str, int], None]
+    uptime: Uptime
 
 
 @attrs.frozen
@@ -78,7 +80,7 @@ class Upload:
     def __init__(self, record: UploadRecord, services: Services) -> None:
         self.name = record.name
         self.short = record.name[:8]  # for logs
-        #: Seconds since somebody last called for it; counted by the sweeper, so that no clock that jumps ends it.
+        #: Seconds of the helper's uptime since somebody last called for it; counted by the sweeper.
         self.idle = 0.0
         self.over_for = 0.0  # seconds since it ended, counted in the same way
         self.asked_at = record.touched  # when somebody last called for it; only to be shown
@@ -224,11 +226,13 @@ class Upload:
     def save(self) -> Deferred[None]:
         """Record the upload as it is; fires when that is durable."""
         s = self.session
-        now = self._services.clock.seconds()
+        now, uptime = self._services.clock.seconds(), self._services.uptime.seconds
         if s.state in ENDED:
-            self._record = attrs.evolve(self._record, state=s.state.value, error=s.error, touched=now)
+            self._record = attrs.evolve(self._record, state=s.state.value, error=s.error, touched=now,
+                                        wanted_at=uptime)
         elif self._record.state == State.OPEN.value:  # up to the decision to publish it is open, for a restart
-            self._record = attrs.evolve(self._record, storage_index=s.assigned_index, touched=now - self.idle)
+            self._record = attrs.evolve(self._record, storage_index=s.assigned_index, touched=now - self.idle,
+                                        wanted_at=max(0.0, uptime - self.idle))
         return self._services.ledger.write(self._record)
 
     def _save_in_background(self) -> None:
@@ -325,14 +329,14 @@ class Upload:
         self._record = attrs.evolve(
             self._record, state=State.PUBLISHING.value, storage_index=finish.storage_index, ueb=self.session.ueb,
             finish=Finish(finish.size, finish.crypttext_hash, finish.crypttext_root_hash),
-            touched=self._services.clock.seconds())
+            touched=self._services.clock.seconds(), wanted_at=self._services.uptime.seconds)
         self._services.ledger.write(self._record).addCallbacks(
             lambda _none: self.tell(events.PublishRecorded()),
             lambda failure: self.tell(events.Failed(errors.fault_of(failure.value))))
 
     def _record_result(self) -> None:
         """If it cannot be recorded that is no reason not to answer: after a restart the upload is published again."""
-        self._record = attrs.evolve(self._record, state=State.FINISHED.value)
+        self._record = attrs.evolve(self._record, state=State.FINISHED.value, wanted_at=self._services.uptime.seconds)
         self._end_recorded = self._whether_recorded(self._services.ledger.write(self._record))
 
         def answer(recorded: bool) -> bool:
@@ -498,6 +502,6 @@ class Upload:
                 self._abandoned = self._working.pusher.abandon()
 
 
-def new_record(name: str, parameters: Parameters, now: float) -> UploadRecord:
+def new_record(name: str, parameters: Parameters, now: float, uptime: float) -> UploadRecord:
     """The record of an upload that begins."""
-    return UploadRecord(name, parameters, State.OPEN.value, secrets.token_bytes(SECRET_SIZE), now, now)
+    return UploadRecord(name, parameters, State.OPEN.value, secrets.token_bytes(SECRET_SIZE), now, now, uptime)

@@ -13,7 +13,7 @@ from twisted.logger import Logger
 from helper import errors, events
 from helper.block_memory import BlockMemory
 from helper.interfaces import SEEDS_MAX, UPLOAD_ID_SIZE
-from helper.ledger import Ledger
+from helper.ledger import Ledger, Recorded
 from helper.parameters import Parameters
 from helper.placement import staging_suffices
 from helper.pushing import ABANDON_PATIENCE
@@ -23,7 +23,7 @@ from helper.settings import Settings
 from helper.sinks import Grid, StorageServer
 from helper.spool import RunInThread, Spool
 from helper.upload import Answered, Services, Upload, hashed_name, new_record
-from helper.upload_records import UploadRecord
+from helper.uptime import Uptime
 
 #: Ended uploads whose result can still be asked for; the oldest are forgotten first.
 REMEMBERED_MAX = 10_000
@@ -42,13 +42,14 @@ class Uploads:
         self._grid = grid
         self._clock = clock
         self._room = SpoolRoom(settings.room_limits, spool.free, clock)
+        self._uptime = Uptime(clock, 2.0 * settings.sweep_interval)
         self._services = Services(settings, grid, ledger, clock, encode_in_thread, self._room, BlockMemory(),
-                                  self._count)
+                                  self._count, self._uptime)
         self._recovery = Recovery(spool, self._services)
         self._by_name: OrderedDict[str, Upload] = OrderedDict()
         self._by_index: dict[bytes, Upload] = {}
         self._stopping = False
-        self._started = self._swept = clock.seconds()
+        self._started = clock.seconds()
         self._sweeper = LoopingCall(self._sweep)
         self._sweeper.clock = clock
         #: Since the helper's start.
@@ -56,10 +57,11 @@ class Uploads:
             "opened", "resumed", "finished", "aborted", "failed", "expired", "bytes_received", "bytes_pushed_again",
             "shares_lost", "shares_rehomed", "servers_stalled"), 0)
 
-    def start(self, records: list[UploadRecord]) -> None:
+    def start(self, recorded: Recorded) -> None:
         """The node starts, with what the run before has recorded. Begin to look for uploads that have expired."""
-        self._started = self._swept = self._clock.seconds()
-        for upload in self._recovery.find(records):
+        self._started = self._clock.seconds()
+        self._uptime.begin(recorded.uptime)
+        for upload in self._recovery.find(recorded.uploads):
             self._by_name[upload.name] = upload
             self._claim_for(upload)
         self.counters["resumed"] = len(self._recovery.waiting)
@@ -152,7 +154,7 @@ class Uploads:
             raise errors.TooFewServers(servers, parameters.happy)
         self._room.admit(name, parameters.size)
         known = _fitting(self._grid.servers_for(bytes(16)))
-        upload = Upload(new_record(name, parameters, self._clock.seconds()), self._services)
+        upload = Upload(new_record(name, parameters, self._clock.seconds(), self._uptime.seconds), self._services)
         upload.told_servers(known)
         upload.begin(self._spool.file(name, upload.stored, upload.store_failed, upload.disk_full))
         self._by_name[name] = upload
@@ -249,15 +251,12 @@ class Uploads:
         self.counters[name] += increment
 
     def _sweep(self) -> Deferred[None]:
-        now, settings = self._clock.seconds(), self._settings
-        # A clock that was set, or a machine that slept, must not end anything at once.
-        elapsed = min(max(0.0, now - self._swept), 2.0 * settings.sweep_interval)
-        self._swept = now
+        elapsed = self._uptime.step()
         gone: list[Upload] = []
         for upload in self._by_name.values():
             if upload not in self._recovery.waiting:
                 upload.time_passes(elapsed)
-            if upload.over and upload.over_for > settings.result_retention:
+            if upload.over and upload.over_for > self._settings.result_retention:
                 gone.append(upload)
         over = [u for u in self._by_name.values() if u.over and u not in gone]
         gone += over[:max(0, len(over) - REMEMBERED_MAX)]
@@ -267,7 +266,8 @@ class Uploads:
         self._by_index = {si: u for si, u in self._by_index.items()
                           if u.storage_index == si and not u.over}
         touched = [u.name for u in self._by_name.values() if not u.over and u.idle <= elapsed]
-        recorded = DeferredList([self._ledger.remove([u.name for u in gone]), self._ledger.touch(touched, now)],
+        recorded = DeferredList([self._ledger.remove([u.name for u in gone]),
+                                 self._ledger.touch(touched, self._clock.seconds(), self._uptime.seconds)],
                                 consumeErrors=True)
         return recorded.addCallback(lambda _results: None)
 

@@ -65,7 +65,7 @@ class LoopbackHelper:
         self.records = Ledger(file, deferToThread)
         self.records.open()
         self.uploads = Uploads(self.settings, self.spool, self.records, self.grid, reactor, deferToThread)
-        self.uploads.start(file.all())
+        self.uploads.start(file.read())
         self.tub = reactor_loop.listening_tub("helper")
         self.tub.setOption("logLocalFailures", False)
         self.tub.setOption("logRemoteFailures", False)

@@ -60,6 +60,8 @@ def _check_upload(world: SimulatedWorld, client: Client) -> None:
         return
     session = upload.session
     state = session.state
+    if not upload.idle and not upload.over:
+        client.called_for = world.up
     if upload._working is not None:
         pipeline = upload._working.pipeline
         require(len(pipeline._recent) <= pipeline._recent_max, "too many blocks in memory")
@@ -91,6 +93,10 @@ def _check_end(world: SimulatedWorld, client: Client, state: State, code: str) -
         require(client.wants_nothing or client.crash, f"client {client.number} has aborted nothing")
     else:
         require(client.wants_nothing, f"the upload of client {client.number} expired, and it is still wanted")
+        jumps = world.times_set_forward + world.process.times_set_forward
+        least = world.settings.idle_expiry - (2 + 2 * jumps) * world.settings.sweep_interval
+        require(world.up - client.called_for >= least,
+                f"the upload of client {client.number} expired after {world.up - client.called_for} s")
 
 
 def may_fail(world: SimulatedWorld, client: Client, code: str) -> bool:

@@ -20,7 +20,7 @@ from twisted.internet.task import deferLater
 
 from client_shim import outbox, reconnect, window
 from client_shim.errors import HelperLost
-from helper import events, placing, pushing, session, shares, spool, spool_file, spool_records, upload, uploads
+from helper import events, placing, pushing, session, shares, spool, spool_file, spool_records, upload, uptime
 from helper.ledger import Change
 from helper.session import State
 from helper.spool_records import HEADER_SIZE, Recovered
@@ -172,6 +172,10 @@ def _never_idle(self: session.Session, _event: events.IdleFor) -> list[events.Co
     return []
 
 
+def _uptime_by_the_clock(self: uptime.Uptime, _recorded: float) -> None:
+    self._looked = self.seconds = self._clock.seconds()
+
+
 def _published_for_ever(self: session.Session, event: events.IdleFor) -> list[events.Command]:
     return [] if self.state is State.PUBLISHING else _IDLE_FOR(self, event)
 
@@ -242,7 +246,9 @@ MUTANTS: dict[str, Mutant] = {
         active=_replacing(reconnect.Reconnecting, "_find_again", _not_looked_for)),
     "patience goes by the clock": Mutant(active=_replacing(reconnect.Reconnecting, "_again", _patience_by_the_clock)),
     "idle time goes by the clock": Mutant(  # it is no longer min(elapsed, …)
-        active=lambda: patch.object(uploads, "min", lambda elapsed, _most: elapsed, create=True)),
+        active=lambda: patch.object(uptime, "min", lambda elapsed, _most: elapsed, create=True)),
+    "time in which the helper was down is idle time": Mutant(
+        active=_replacing(uptime.Uptime, "begin", _uptime_by_the_clock)),
     "nothing ever expires": Mutant(active=_replacing(session.Session, "_idle_for", _never_idle)),
     "publication never expires": Mutant(active=_replacing(session.Session, "_idle_for", _published_for_ever)),
     "a share with a new server begins where others are": Mutant(

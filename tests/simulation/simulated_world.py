@@ -104,6 +104,8 @@ class SimulatedWorld:
         self._waiting_for_helper: list[Deferred[None]] = []
         self._strangers: list[bytes] = []  # uploads that are only there to take room
         self._ahead = 0.0  # of the helper's clock
+        self._was_up, self._up_since = 0.0, 0.0  # how long the helper was, in runs before, and since when it is now
+        self.times_set_forward = 0  # the helper's clock, while it ran
         self.process = SettableClock(self.clock)
         self.failures: list[LogEvent] = []
         self._violations: list[invariants.Violation] = []  # seen where an error would be taken for one of a callback
@@ -195,11 +197,11 @@ class SimulatedWorld:
             self.spool.stop()
             self.later(OPERATOR_NOTICES, self.start)
             return
-        self.running = True
+        self.running, self._up_since = True, self.clock.seconds()
         invariants.check_spool_size(self)
         self.uploads = Uploads(self.settings, self.spool, self.ledger, self.grid.seen_by(self.process), self.process,
                                in_thread)
-        self.uploads.start(self.ledger_file.all())
+        self.uploads.start(self.ledger_file.read())
         self.edge = StreamingHelper(self.uploads)
         self.note("the helper runs")
         waiting, self._waiting_for_helper = self._waiting_for_helper, []
@@ -221,6 +223,15 @@ class SimulatedWorld:
             self.disk.fail_power()
         self.later(away, self.start)
 
+    def go_by_unseen(self, seconds: float) -> None:
+        """So much more time goes by for the helper, which does not run, than for anybody else."""
+        self._ahead += seconds
+
+    @property
+    def up(self) -> float:
+        """Seconds for which the helper ran."""
+        return self._was_up + (self.clock.seconds() - self._up_since if self.running else 0.0)
+
     def stop(self, away: float) -> None:
         """The helper's process ends in good order."""
         self.uploads.stop()
@@ -233,8 +244,10 @@ class SimulatedWorld:
         self.ledger.close().addBoth(closed)
 
     def _end_process(self) -> None:
+        self._was_up = self.up
         self.running = False
         self.ended += 1
+        self.times_set_forward += self.process.times_set_forward
         self.process.end()
         self._ahead = self.process.ahead
         self._in_call, self.disk.calls_left = None, None

@@ -28,6 +28,7 @@ from helper.ledger import (
     LedgerUnusable,
     put,
     remove,
+    set_uptime,
     touch,
 )
 from helper.parameters import Parameters
@@ -114,6 +115,7 @@ RECORDS = st.builds(
     staging_secret=st.binary(min_size=32, max_size=32),
     opened=st.floats(0, 1e11),
     touched=st.floats(0, 1e11),
+    wanted_at=st.floats(0, 1e11),
     servers=st.lists(st.binary(max_size=40), min_size=3, max_size=10).map(tuple),
     order=st.none() | st.lists(st.integers(0, 2)).map(tuple),
     homes=st.dictionaries(st.integers(0, 255), st.binary(max_size=40), max_size=5),
@@ -138,8 +140,9 @@ def test_the_ledger_is_a_dictionary(tmp_path_factory: pytest.TempPathFactory,
             file.apply([put(*records)])
             model.update((r.name, r) for r in records)
         elif what == "touch":
-            file.apply([touch(names, 5.5)])
-            model.update((name, attrs.evolve(model[name], touched=5.5)) for name in names if name in model)
+            file.apply([touch(names, 5.5, 6.5)])
+            model.update((name, attrs.evolve(model[name], touched=5.5, wanted_at=6.5))
+                         for name in names if name in model)
         elif what == "remove":
             file.apply([remove(names)])
             model = {name: r for name, r in model.items() if name not in names}
@@ -274,6 +277,33 @@ def test_an_older_version_is_brought_up(path: Path, file: LedgerFile) -> None:
         newer.close()
 
 
+def test_a_ledger_of_before_uptime_was_counted(path: Path) -> None:
+    """Its uploads were just called for, and not long ago."""
+    older = LedgerFile(path, SCHEMA[:1])
+    older.open()
+    columns = COLUMNS[:-1]
+    older.apply([Change(f"INSERT INTO uploads ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
+                        [row_of(FULL)[:len(columns)]])])
+    file = reopened(path, older)
+    recorded = file.read()
+    assert recorded.uptime == 0
+    assert same(recorded.uploads[0], FULL)
+    file.close()
+
+
+def test_uptime_is_there_again(path: Path, file: LedgerFile) -> None:
+    assert file.read().uptime == 0
+    file.apply([set_uptime(12.5), put(FULL)])
+    file = reopened(path, file)
+    recorded = file.read()
+    assert (recorded.uptime, len(recorded.uploads)) == (12.5, 1)
+    for damage in ("UPDATE helper SET uptime = -1", "UPDATE helper SET uptime = 'x'", "DELETE FROM helper"):
+        file.apply([Change(damage, [()])])
+        with pytest.raises(LedgerUnusable, match="the helper's uptime is damaged"):
+            file.read()
+    file.close()
+
+
 def test_a_step_of_the_schema_is_done_whole_or_not(path: Path, file: LedgerFile) -> None:
     file.close()
     with pytest.raises(LedgerUnusable):
@@ -358,7 +388,8 @@ def test_a_log_without_its_ledger(path: Path, file: LedgerFile) -> None:
     ("state", "sleeping", "state: expected one of"), ("k", 0, "k: expected a number from 1 to 256, got 0"),
     ("servers", "[", "Expecting value"), ("servers", "[5]", "fromhex"), ("server_order", "[0]", "order: expected"),
     ("error", '["no-such-code", {}]', "no-such-code"), ("error", '["expired", {"x": 1}]', "unexpected keyword"),
-    ("staging_secret", b"", "staging_secret: expected a length of 32, got 0"), ("finish_size", 60, "crypttext_hash")])
+    ("staging_secret", b"", "staging_secret: expected a length of 32, got 0"), ("finish_size", 60, "crypttext_hash"),
+    ("wanted_at", -1, "wanted_at: expected seconds, got -1"), ("wanted_at", "x", "wanted_at: expected seconds")])
 def test_a_row_that_cannot_be_understood(path: Path, file: LedgerFile, column: str, value: Any, text: str) -> None:
     file.apply([put(record()), Change(f"UPDATE uploads SET {column} = ?", [(value,)])])
     with pytest.raises(LedgerUnusable) as caught:
@@ -466,7 +497,7 @@ def test_what_is_told_may_bring_more(ledger: Ledger, counting: Counting, stepped
 def test_order_is_kept(ledger: Ledger, counting: Counting, stepped: Stepped) -> None:
     told = results(
         ledger.write(record()), ledger.write(record(state="ready")), ledger.write(record(NAMES[1])),
-        ledger.touch(NAMES[:2], 7.0), ledger.write(record(state="publishing")), ledger.remove(NAMES[1:2]))
+        ledger.touch(NAMES[:2], 7.0, 8.0), ledger.write(record(state="publishing")), ledger.remove(NAMES[1:2]))
     stepped.finish()
     assert told == [None] * 6
     (only,) = counting.all()
@@ -490,7 +521,7 @@ def test_a_failed_commit_is_the_end(ledger: Ledger, counting: Counting, stepped:
     waiting = results(ledger.write(record(NAMES[3])))
     stepped.report()
     counting.fail = None  # the disk has recovered
-    after = results(ledger.write(record(NAMES[4])), ledger.touch(NAMES, 1.0), ledger.remove(NAMES))
+    after = results(ledger.write(record(NAMES[4])), ledger.touch(NAMES, 1.0, 2.0), ledger.remove(NAMES))
     stepped.finish()
     assert before == [None]
     assert counting.transactions == [1, 1]  # never tried again

@@ -232,20 +232,52 @@ def test_idle_time_counts_over_restarts() -> None:
         world.check_nothing_left()
 
 
-def test_after_a_start_a_client_has_time_to_come_back() -> None:
-    """By the clock it may have been away for ever, but the clock may have been set."""
-    with World() as world:
+@pytest.mark.parametrize("orderly", [True, False], ids=["stop", "kill"])
+@pytest.mark.parametrize("jump", [0, 365 * 86400, -365 * 86400])
+def test_time_in_which_the_helper_was_down_is_not_idle_time(orderly: bool, jump: float) -> None:
+    with World(settings=SHORT) as world:
         begin_upload(world)
-        world.kill()
-        world.wait(2 * SMALL.idle_expiry)
-        world.start()
-        world.wait(2 * SMALL.sweep_interval)
-        assert world.run(world.link().status(ID)).fields["state"] == b"open"  # a call: it is not idle
-        world.kill()
-        world.wait(2 * SMALL.idle_expiry)
-        world.start()
-        world.wait(8 * SMALL.sweep_interval)
-        assert world.run(world.link().status(ID)).fields["state"] == b"expired"
+        world.wait(SHORT.idle_expiry / 2)
+        for _ in range(3):
+            (world.stop if orderly else world.kill)()
+            world.wait(2 * SHORT.idle_expiry)
+            world.start()
+            world.process.shift(jump)  # while it was down
+        # Each start may have cost it a sweep interval that was not written down, and each jump one that did not go by.
+        world.wait(SHORT.idle_expiry / 2 - 3 * SHORT.sweep_interval)
+        assert world.only_upload().session.state is State.OPEN
+        world.wait(8 * SHORT.sweep_interval)
+        assert world.only_upload().session.state is State.EXPIRED
+
+
+def test_results_are_kept_for_as_long_as_the_helper_is_up() -> None:
+    with World(settings=attrs.evolve(SHORT, result_retention=4 * 3600)) as world:
+        begin_upload(world, 20_000)
+        finish(world)
+        check_stored(world)
+        world.wait(2 * 3600)
+        for _ in range(2):
+            world.kill()
+            world.wait(30 * 86400)
+            world.start()
+        assert finish(world) == expected(DATA, PARAMETERS).ueb
+        world.wait(2 * 3600 + 3 * SHORT.sweep_interval)
+        with pytest.raises(HelperRefused) as caught:
+            finish(world)
+        assert caught.value.code == "unknown-upload"
+
+
+def test_after_a_start_a_client_has_time_to_come_back() -> None:
+    """However idle its upload was before."""
+    with World(settings=SHORT) as world:
+        begin_upload(world)
+        world.wait(SHORT.idle_expiry - 2 * SHORT.sweep_interval)
+        for _ in range(3):
+            world.restart()
+            world.wait(5 * SHORT.sweep_interval)
+            assert world.only_upload().session.state is State.OPEN
+        world.wait(3 * SHORT.sweep_interval)
+        assert world.only_upload().session.state is State.EXPIRED
 
 
 def test_spool_files_that_no_upload_needs_are_removed() -> None:
