@@ -266,8 +266,8 @@ class Upload:
                     self._carry_out(command)
         finally:
             self._handling = False
-        if self.waits_for == SERVERS and not self._stopped:
-            self._pauses.waits(SERVERS)
+        if self.waits_for and not self._stopped:
+            self._pauses.waits(self.waits_for)
 
     def _changed_from(self, before: State) -> None:
         s = self.session
@@ -335,15 +335,11 @@ class Upload:
             lambda failure: self.tell(events.Failed(errors.fault_of(failure.value))))
 
     def _record_result(self) -> None:
-        """If it cannot be recorded that is no reason not to answer: after a restart the upload is published again."""
+        """If it cannot be recorded now that is no reason not to answer: after a restart it would be published again."""
         self._record = attrs.evolve(self._record, state=State.FINISHED.value, wanted_at=self._services.uptime.seconds)
-        self._end_recorded = self._whether_recorded(self._services.ledger.write(self._record))
-
-        def answer(recorded: bool) -> bool:
-            self.tell(events.ResultRecorded())
-            return recorded
-
-        self._end_recorded.addCallback(answer)
+        recorded = self._services.ledger.write(self._record)
+        self._services.ledger.unless_failing(recorded).addBoth(lambda _result: self.tell(events.ResultRecorded()))
+        self._end_recorded = self._whether_recorded(recorded)
 
     def _abandon(self) -> None:
         if self._working is not None:
@@ -459,21 +455,33 @@ class Upload:
 
     @property
     def waits_for(self) -> str:
-        """What keeps received bytes from becoming durable: room, disk, servers, or nothing ("")."""
+        """What keeps received bytes from becoming durable, or the upload from being published: room, disk, servers, or
+        nothing ("")."""
         if self.session.state in ENDED:
             return ""
         if self._disk_full is not None:
             return f"disk: {self._disk_full}"
+        if self._services.ledger.failing and self.session.state is State.READY:
+            return f"disk: {self._services.ledger.failing}"
         return "room" if self._unstored else SERVERS if self.session.paused else ""
 
     def _what_it_waits_for(self) -> str:
         if self.waits_for == SERVERS:
             s = self.session
             return f"storage servers: {s.durable - s.pushed} of {s.durable} bytes are not on enough of them"
+        if self._disk_full is None and self.session.state is State.READY:
+            return f"the disk of its records, {self._services.ledger.failing}"
         room = self._services.room.status()
         what = "room in the spool" if self._disk_full is None else f"the spool's disk, {self._disk_full}"
         return (f"{what}: {room.stored + room.reserved} bytes are used or reserved, {room.disk_free} are free on "
                 "its disk")
+
+    def ledger_changed(self) -> None:
+        """Records cannot be written, or can be written again."""
+        if self.waits_for:
+            self._pauses.waits(self.waits_for)
+        elif not self.over:
+            self._pauses.got_on("")
 
     def stop(self) -> None:
         """The helper stops: refuse what is asked; shares and spool stay as they are for the next run."""

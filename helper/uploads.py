@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -13,7 +13,7 @@ from twisted.logger import Logger
 from helper import errors, events
 from helper.block_memory import BlockMemory
 from helper.interfaces import SEEDS_MAX, UPLOAD_ID_SIZE
-from helper.ledger import Ledger, Recorded
+from helper.ledger import Ledger, LedgerFailed, Recorded
 from helper.parameters import Parameters
 from helper.placement import staging_suffices
 from helper.pushing import ABANDON_PATIENCE
@@ -46,6 +46,7 @@ class Uploads:
         self._services = Services(settings, grid, ledger, clock, encode_in_thread, self._room, BlockMemory(),
                                   self._count, self._uptime)
         self._recovery = Recovery(spool, self._services)
+        ledger.on_change = self._ledger_changed
         self._by_name: OrderedDict[str, Upload] = OrderedDict()
         self._by_index: dict[bytes, Upload] = {}
         self._stopping = False
@@ -133,17 +134,27 @@ class Uploads:
         upload.asked()
         if not upload.permutation_seeds:  # of an earlier run
             upload.told_servers(_fitting(self._grid.servers_for(bytes(16))))
-        try:
-            await upload.save()
-        except errors.StreamingError as e:
-            if new:  # the next run would not know it, so nothing may be acknowledged
-                upload.tell(events.Failed(e))
-                self._by_name.pop(name, None)
-            raise
+        await self._record_open(upload, new)
         status = upload.status()
         return Answered({**status.fields, "largest-message": self._settings.largest_message,
                          "quota": self._room.upload_quota, "servers": self._grid.writable_count(),
                          "permutation-seeds": upload.permutation_seeds}, status.shares)
+
+    async def _record_open(self, upload: Upload, new: bool) -> None:
+        recorded = upload.save()
+        try:
+            if new:
+                soon = self._ledger.unless_failing(recorded)
+                recorded.addErrback(lambda _failure: None)
+                await soon
+            else:
+                await recorded
+        except errors.StreamingError as e:
+            self._check_running()
+            if new:  # the next run would not know it, so nothing may be acknowledged
+                upload.tell(events.Failed(e))
+                self._by_name.pop(upload.name, None)
+            raise
 
     def _new(self, name: str, parameters: Parameters, servers: int) -> Upload:
         self._check_running()
@@ -152,6 +163,8 @@ class Uploads:
             raise errors.TooManyUploads(self._settings.uploads_max)
         if servers < parameters.happy:
             raise errors.TooFewServers(servers, parameters.happy)
+        if self._ledger.failing:
+            raise LedgerFailed(self._ledger.failing)
         self._room.admit(name, parameters.size)
         known = _fitting(self._grid.servers_for(bytes(16)))
         upload = Upload(new_record(name, parameters, self._clock.seconds(), self._uptime.seconds), self._services)
@@ -247,10 +260,23 @@ class Uploads:
         if upload.storage_index is not None and not upload.over:
             self._by_index[upload.storage_index] = upload
 
+    @property
+    def not_recording(self) -> str:
+        """Why nothing can be recorded at present; empty if it can."""
+        return self._ledger.failing
+
+    def _ledger_changed(self) -> None:
+        for upload in list(self._by_name.values()):
+            if upload not in self._recovery.waiting:
+                upload.ledger_changed()
+
     def _count(self, name: str, increment: int) -> None:
         self.counters[name] += increment
 
     def _sweep(self) -> Deferred[None]:
+        if self._ledger.failing:  # what nobody could write down has not been
+            self._uptime.pause()
+            return succeed(None)
         elapsed = self._uptime.step()
         gone: list[Upload] = []
         for upload in self._by_name.values():

@@ -20,6 +20,10 @@ class Uptime:
         self.seconds = recorded
         self._looked = self._clock.seconds()
 
+    def pause(self) -> None:
+        """What has gone by since `step` was called last does not count."""
+        self._looked = self._clock.seconds()
+
     def step(self) -> float:
         """Count what has gone by since this was called last; returns that, in seconds."""
         now = self._clock.seconds()

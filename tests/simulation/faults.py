@@ -41,7 +41,7 @@ class FaultKind(enum.Enum):
     DISK_NAME_SYNC_FAILS = "a sync of the spool's directory fails (EIO)"
     SHORT_WRITES = "the disk takes a byte at a time, or a few"
     DISK_SLOW = "what is asked of threads takes long"
-    LEDGER_FAILS = "the ledger fails (EIO); its helper is restarted"
+    LEDGER_FAILS = "the ledger fails (EIO), for a while"
     HELPER_STOPPED = "the helper is stopped in good order, and started"
     HELPER_KILLED = "the helper is killed, and started"
     HELPER_AWAY = "the helper is killed, and days later by its clock it is started"

@@ -102,7 +102,7 @@ def _check_end(world: SimulatedWorld, client: Client, state: State, code: str) -
 def may_fail(world: SimulatedWorld, client: Client, code: str) -> bool:
     """Whether something has happened that excuses the failure of an upload."""
     if code == "spool-failed":
-        return bool(world.disk.hurt & {client.name, "spool"}) or world.ledger_failed
+        return bool(world.disk.hurt & {client.name, "spool"}) or (world.ledger_failed and not client.opened)
     if code in ("too-few-servers", "too-few-shares"):
         return bool(_SERVER_FAULTS & set(world.fired_kinds))
     if code in ("spool-full", "quota-exceeded"):

@@ -20,7 +20,7 @@ from twisted.internet.task import deferLater
 
 from client_shim import outbox, reconnect, window
 from client_shim.errors import HelperLost
-from helper import events, placing, pushing, session, shares, spool, spool_file, spool_records, upload, uptime
+from helper import events, ledger, placing, pushing, session, shares, spool, spool_file, spool_records, upload, uptime
 from helper.ledger import Change
 from helper.session import State
 from helper.spool_records import HEADER_SIZE, Recovered
@@ -126,6 +126,10 @@ def _publish_before_the_ledger(real: Callable[[upload.Upload], None]) -> Callabl
 def _if_alive(self: upload.Upload, record: Callable[[upload.Upload], None]) -> None:
     if self.session.finish is not None:
         record(self)
+
+
+def _forgotten_when_it_fails(self: ledger.Ledger, _failure: Any, batch: Any) -> None:
+    self._committed(None, batch)
 
 
 def _drop_at_once(self: upload.Upload, remove: Callable[[], None]) -> None:
@@ -234,6 +238,10 @@ MUTANTS: dict[str, Mutant] = {
     "short writes are taken for whole ones": Mutant(active=_replacing(spool_file, "pwrite_all", _write_once)),
     "the offset is the size of the file": Mutant(active=_replacing(spool, "recover", _recover_by_size)),
     "the ledger says durable too early": Mutant(Seams(ledger_file=_LazyLedgerFile)),
+    "what the ledger could not take is forgotten": Mutant(
+        active=_replacing(ledger.Ledger, "_commit_failed", _forgotten_when_it_fails)),
+    "a ledger that has failed is never tried again": Mutant(
+        active=_replacing(ledger.Ledger, "_retry", lambda _self: None)),
     "published before the ledger knows": Mutant(
         active=_wrapping(upload.Upload, "_record_publishing", _publish_before_the_ledger)),
     "ciphertext dropped before the end is recorded": Mutant(

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from world import SMALL
 
 from helper.foolscap_edge import StreamingHelper
-from helper.ledger import LEDGER_NAME, Change, Ledger, LedgerFile
+from helper.ledger import LEDGER_NAME, Change, Ledger, LedgerFile, Recorded
 from helper.parameters import Parameters
 from helper.settings import Settings
 from helper.spool import Spool
@@ -37,22 +37,34 @@ from simulation.schedule import Planned, Schedule
 from simulation.servers import SimulatedGrid, Unsteady
 
 _QUICK_DISK = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-#: Whoever runs the helper starts it again after so many seconds when its ledger has failed, or it could not start.
+#: Whoever runs the helper starts it again after so many seconds when it could not start.
 OPERATOR_NOTICES = 15.0
 
 
 class SimulatedLedgerFile(LedgerFile):
-    """The real one. `fails`: "" or when the next change fails: "before" or "after" it is durable."""
+    """The real one. `fails`: "" or when the next change fails: "before" or "after" it is durable. From then on it is
+    `broken`, and cannot be opened anew, until somebody says that it is not."""
 
     fails = ""
+    broken = False
     failed: Callable[[], None] = staticmethod(lambda: None)
 
     def apply(self, changes: Iterable[Change]) -> None:
+        self._check()
         fails, self.fails = self.fails, ""
         if fails != "before":
             super().apply(changes)
         if fails:
+            self.broken = True
             self.failed()
+            self._check()
+
+    def reopen(self) -> Recorded:
+        self._check()
+        return super().reopen()
+
+    def _check(self) -> None:
+        if self.broken:
             raise sqlite3.OperationalError("disk I/O error")
 
     def state_of(self, storage_index: bytes) -> list[str]:
@@ -188,10 +200,10 @@ class SimulatedWorld:
         in_thread = partial(self._in_thread, self.process)
         self.spool = Spool(self.directory / "spool", in_thread, self._seams.system(self.disk))
         self.ledger_file = self._seams.ledger_file(self.directory / LEDGER_NAME)
-        self.ledger = Ledger(self.ledger_file, in_thread)
+        self.ledger = Ledger(self.ledger_file, in_thread, self.process)
         try:
             self.spool.start()
-            self.ledger.open()
+            recorded = self.ledger.open()
         except OSError as e:
             self.note(f"the helper cannot start: {e}")
             self.spool.stop()
@@ -201,7 +213,7 @@ class SimulatedWorld:
         invariants.check_spool_size(self)
         self.uploads = Uploads(self.settings, self.spool, self.ledger, self.grid.seen_by(self.process), self.process,
                                in_thread)
-        self.uploads.start(self.ledger_file.read())
+        self.uploads.start(recorded)
         self.edge = StreamingHelper(self.uploads)
         self.note("the helper runs")
         waiting, self._waiting_for_helper = self._waiting_for_helper, []
@@ -304,22 +316,21 @@ class SimulatedWorld:
         self._in_call = planned, power, away
 
     def ledger_fails(self, planned: Planned) -> None:
-        """At its next change."""
+        """At its next change, and for a while."""
         if not self.running:
             return
-        process = self.process
-        self.ledger_file.fails = "before" if planned.amount < 0.5 else "after"
-
-        def restart() -> None:
-            if self.process is process and self.running:
-                self.kill()
+        file = self.ledger_file
+        file.fails = "before" if planned.target % 2 else "after"
 
         def failed() -> None:
             self.ledger_failed = True
             self.fired(planned)
-            self.later(OPERATOR_NOTICES, restart)
+            self.later(60 * planned.amount ** 2, mend)
 
-        self.ledger_file.failed = failed
+        def mend() -> None:
+            file.broken = False
+
+        file.failed = failed
 
     def disk_fails(self, call: str, number: int, planned: Planned) -> None:
         """The next such call fails."""
@@ -382,8 +393,9 @@ class SimulatedWorld:
         self.disk.takes = lambda size: size
         if self.running:
             self.ledger_file.fails = ""
+            self.ledger_file.broken = False
             if (any(upload.session.error and not upload.over for upload in self.uploads._by_name.values())
-                    and self.choose.random() < 0.5):
+                    and self.choose.random() < 0.2):
                 self.kill(away=1.0)  # its disk has failed, and it waits for an operator; who may never come
         for upload_id in list(self._strangers):
             self._end_stranger(upload_id)

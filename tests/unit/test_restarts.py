@@ -308,7 +308,7 @@ def test_ciphertext_is_kept_until_the_end_of_its_upload_is_recorded() -> None:
     """A run that finds the upload open must find what was acknowledged."""
     with World() as world:
         begin_upload(world)
-        world._ledger_file.close()  # nothing can be recorded any more
+        world.break_ledger()
         assert world.run(world.link().abort(ID)).fields["state"] == b"aborted"
         world.restart()
         assert world.run(world.link().status(ID)).number("durable") == 10_000
@@ -326,7 +326,7 @@ def test_a_result_that_could_not_be_recorded_is_there_after_a_restart(staging: i
         answer = outcome(begin(world.link().finish(ID, len(DATA), SI, *hashes())))
         while world.only_upload().session.state is not State.PUBLISHING:
             world.wait(0.01)
-        world._ledger_file.close()
+        world.break_ledger()
         world.wait(10)
         assert answer[0].fields["ueb"] == expected(DATA, PARAMETERS).ueb
         world.restart()
