@@ -33,6 +33,7 @@ class FaultKind(enum.Enum):
     SERVER_REFUSES = "a storage server fails a request"
     SERVER_LOSES_ANSWER = "a storage server's connection breaks after a request"
     SERVER_RESTARTS = "a storage server is killed and comes back"
+    SERVERS_GONE = "storage servers are gone for good when an upload is ready, or is being published"
     SERVER_LIES = "a storage server lies about lengths"
     DISK_FULL = "the spool's disk is full"
     SPOOL_EXHAUSTED = "the spool's quota is used up"
@@ -41,9 +42,10 @@ class FaultKind(enum.Enum):
     DISK_NAME_SYNC_FAILS = "a sync of the spool's directory fails (EIO)"
     SHORT_WRITES = "the disk takes a byte at a time, or a few"
     DISK_SLOW = "what is asked of threads takes long"
-    LEDGER_FAILS = "the ledger fails (EIO); its helper is restarted"
+    LEDGER_FAILS = "the ledger fails (EIO), for a while"
     HELPER_STOPPED = "the helper is stopped in good order, and started"
     HELPER_KILLED = "the helper is killed, and started"
+    HELPER_AWAY = "the helper is killed, and days later by its clock it is started"
     HELPER_KILLED_IN_CALL = "the helper is killed in the middle of what a thread does, and started"
     POWER_FAILS = "the helper's machine loses its power, and starts again"
     POWER_FAILS_IN_CALL = "the same in the middle of what a thread does"
@@ -129,6 +131,10 @@ def _restart_server(world: SimulatedWorld, planned: Planned) -> None:
     world.come_back(server, 30 * planned.amount)
 
 
+def _gone(world: SimulatedWorld, planned: Planned) -> None:
+    world.servers_go_when("ready" if planned.target % 2 else "publishing", planned)
+
+
 def _lie(world: SimulatedWorld, planned: Planned) -> None:
     server = _server(world, planned)
     server.lie = int(200 * planned.amount) - 100
@@ -185,6 +191,14 @@ def _kill(power: bool) -> Inject:
     return inject
 
 
+def _away(world: SimulatedWorld, planned: Planned) -> None:
+    """For its clients it is soon back: they would not wait so long, and to the helper it is the same."""
+    if world.running:
+        world.fired(planned)
+        world.kill(away=30 * planned.amount)
+        world.go_by_unseen(10 * DAY * planned.amount)
+
+
 def _kill_in_call(power: bool) -> Inject:
     def inject(world: SimulatedWorld, planned: Planned) -> None:
         world.kill_in_call(planned, power, away=30 * planned.amount)
@@ -233,6 +247,7 @@ INJECT: Mapping[FaultKind, Inject] = {
     FaultKind.SERVER_REFUSES: _next_request(Fault.REFUSE),
     FaultKind.SERVER_LOSES_ANSWER: _next_request(Fault.LOSE_ANSWER),
     FaultKind.SERVER_RESTARTS: _restart_server,
+    FaultKind.SERVERS_GONE: _gone,
     FaultKind.SERVER_LIES: _lie,
     FaultKind.DISK_FULL: _fill_disk,
     FaultKind.SPOOL_EXHAUSTED: _exhaust_spool,
@@ -244,6 +259,7 @@ INJECT: Mapping[FaultKind, Inject] = {
     FaultKind.LEDGER_FAILS: _ledger_fails,
     FaultKind.HELPER_STOPPED: _stop,
     FaultKind.HELPER_KILLED: _kill(power=False),
+    FaultKind.HELPER_AWAY: _away,
     FaultKind.HELPER_KILLED_IN_CALL: _kill_in_call(power=False),
     FaultKind.POWER_FAILS: _kill(power=True),
     FaultKind.POWER_FAILS_IN_CALL: _kill_in_call(power=True),

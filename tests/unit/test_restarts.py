@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import attrs
 import pytest
 from fakes import FakeServer, FakeStagingServer, Fault
 from hypothesis import given, settings
@@ -20,6 +23,8 @@ DATA = plaintext(20_000)
 CIPHERTEXT = Encryptor(KEY).encrypt(DATA)
 ID = b"u" * 32
 GRIDS = {"staging": 10, "stock": 0, "mixed": 5}
+#: Hours instead of days.
+SHORT = attrs.evolve(SMALL, idle_expiry=4 * 3600, empty_expiry=900, sweep_interval=600)
 grids = pytest.mark.parametrize("staging", GRIDS.values(), ids=GRIDS)
 
 
@@ -92,28 +97,171 @@ def test_staged_shares_continue_where_they_were() -> None:
         check_stored(world)
 
 
-@pytest.mark.parametrize("ended", ["finished", "aborted"])
-def test_shares_whose_homes_were_never_recorded_are_removed_in_the_end(ended: str) -> None:
+def test_nothing_is_staged_before_it_is_recorded_where() -> None:
     with World(12, staging=12) as world:
         world.run(world.link().open(ID, PARAMETERS.to_wire()))
         world.kill()
-        nothing_recorded: list[object] = []
-        world.start(in_ledger_thread=lambda *work: nothing_recorded.append(work) or Deferred())
+        asked: list[tuple[Deferred[object], Callable[..., object], tuple[object, ...]]] = []
+
+        def in_thread(function: Callable[..., object], *arguments: object) -> Deferred[object]:
+            asked.append((Deferred(), function, arguments))
+            return asked[-1][0]
+
+        world.start(in_ledger_thread=in_thread)
         send(world, 0, 5000)
-        away, *_others = [server for server in world.grid.staging if server.staged]
-        assert nothing_recorded
+        assert not any(server.staged for server in world.grid.staging)
+        world.wait(120)
+        assert not world.uploads.counters["servers_stalled"], "it is not the servers that keep us waiting"
+        recorded: frozenset[bytes] = frozenset()
+        while asked:
+            done, function, arguments = asked.pop(0)
+            done.callback(function(*arguments))
+            (record,) = world.records()
+            assert recorded <= record.staged_on
+            recorded = record.staged_on
+            world.turn()
+            assert {server.server_id for server in world.grid.staging if server.staged} <= recorded
+            world.wait(0.1)
+        assert len(recorded) == 10
+        assert {server.server_id for server in world.grid.staging if server.staged} == recorded
+
+
+@pytest.mark.parametrize("restarts", [0, 1, 3])
+@pytest.mark.parametrize("ended", ["finished", "aborted", "expired"])
+def test_what_was_staged_on_a_server_that_is_away_at_the_end_is_removed_when_it_is_back(
+        ended: str, restarts: int) -> None:
+    """Also if the helper is killed just after it was staged, and again before the server is back."""
+    with World(12, staging=12, settings=SHORT) as world:
+        world.run(world.link().open(ID, PARAMETERS.to_wire()))
+        link = world.link()
+        outcome(begin(link.put_ciphertext(ID, 0, CIPHERTEXT[:1000])))
+        while not any(server.staged for server in world.grid.staging):
+            world.clock.advance(0)
+        away = next(server for server in world.grid.staging if server.staged)
         world.kill()
         away.disconnect()
         world.start()
-        send(world, 5000, 20_000)
-        away.reconnect()
-        assert away.staged, "from the run before; its share has another home"
         if ended == "aborted":
             world.run(world.link().abort(ID))
-            world.check_nothing_left()
-        else:
+        elif ended == "finished":
+            send(world, world.run(world.link().status(ID)).number("durable"), 20_000)
             finish(world)
-            check_stored(world)
+        else:
+            world.wait(SHORT.idle_expiry + 8 * SHORT.sweep_interval)
+        world.wait(200)
+        assert world.only_upload().session.state.value == ended
+        assert away.staged
+        for _ in range(restarts):
+            world.restart()
+            world.wait(1)
+        away.reconnect()
+        world.wait(2 * SHORT.sweep_interval)
+        assert not world.grid.leftovers()
+        assert [record.staged_on for record in world.records()] == [frozenset()]
+        if ended == "finished":
+            world.check_shares(expected(DATA, PARAMETERS))
+        asked = [server.requests("abort") for server in world.grid.staging]
+        world.restart()
+        world.wait(3 * SHORT.sweep_interval)
+        assert asked == [server.requests("abort") for server in world.grid.staging], "nothing is left to tell"
+
+
+def test_a_server_that_does_not_do_what_it_is_told_is_told_again() -> None:
+    with World(12, staging=12, settings=SHORT) as world:
+        begin_upload(world)
+        deaf, lost, hung = [server for server in world.grid.staging if server.staged][:3]
+        for number in range(1, 4):
+            deaf.plan("abort", number, Fault.REFUSE)
+        lost.plan("abort", 1, Fault.DISCONNECT)
+        hung.hang()
+        world.run(world.link().abort(ID))
+        world.wait(SHORT.sweep_interval / 2)
+        assert hung.staged
+        lost.reconnect()
+        hung.disconnect()
+        hung.reconnect()
+        world.wait(4 * SHORT.sweep_interval)
+        world.check_nothing_left()
+        assert [record.staged_on for record in world.records()] == [frozenset()]
+
+
+def test_an_upload_that_nothing_went_wrong_with_tells_servers_nothing_in_the_end() -> None:
+    with World(12, staging=12) as world:
+        begin_upload(world, 20_000)
+        finish(world)
+        check_stored(world)
+        world.wait(3 * SMALL.sweep_interval)
+        assert not any(server.requests("abort") for server in world.grid.staging)
+        assert [record.staged_on for record in world.records()] == [frozenset()]
+
+
+def test_what_nobody_remembers_any_more_expires_on_its_server() -> None:
+    with World(12, staging=12, settings=attrs.evolve(SHORT, result_retention=3600)) as world:
+        begin_upload(world)
+        away = next(server for server in world.grid.staging if server.staged)
+        away.disconnect()
+        world.run(world.link().abort(ID))
+        world.wait(3600 + 3 * SHORT.sweep_interval)
+        assert not world.records()
+        assert not world.uploads._leftovers._left or not any(world.uploads._leftovers._left.values())
+
+
+def test_what_was_prepared_for_another_finish_is_not_published_after_two_crashes() -> None:
+    """One byte more, and its share is as long as before: only its content tells."""
+    with World(10, staging=10) as world:
+        begin_upload(world, 19_999)
+        keeps, *others = world.grid.staging
+        for server in others:
+            server.plan("seal", 1, Fault.HANG)
+        outcome(begin(world.link().finish(ID, 19_999, SI, *hashes(19_999))))
+        world.wait(2)
+        assert [share.prepared for share in keeps.staged.values()] == [True]
+        world.kill()
+        keeps.disconnect()
+        world.start()
+        send(world, 19_999, 20_000)
+        for server in others:
+            server.plan("publish", 1, Fault.HANG)
+        outcome(begin(world.link().finish(ID, 20_000, SI, *hashes())))
+        world.wait(2)
+        (record,) = world.records()
+        assert record.state == "publishing"
+        assert set(record.sealed.values()) == {server.server_id for server in others}
+        world.kill()
+        keeps.reconnect()
+        world.start()
+        assert finish(world) == expected(DATA, PARAMETERS).ueb
+        check_stored(world)
+        assert keeps.published
+
+
+@pytest.mark.parametrize("crashes", [1, 2])
+def test_what_was_written_to_end_a_share_is_not_taken_for_its_blocks_after_a_crash(crashes: int) -> None:
+    """A `finish` that was not decided has written a short block and hashes where there are full blocks now."""
+    with World(10, staging=10) as world:
+        begin_upload(world, 10_000)
+        for server in world.grid.staging:
+            server.plan("seal", 1, Fault.HANG)
+        outcome(begin(world.link().finish(ID, 10_000, SI, *hashes(10_000))))
+        world.wait(2)
+        away = world.grid.staging[:2]
+        for server in away:
+            for share in server.staged.values():
+                share.synced = len(share.data)
+        world.kill()
+        for server in away:
+            server.disconnect()
+        world.start()
+        send(world, 10_000, 15_000)
+        if crashes == 2:
+            world.restart()
+        send(world, 15_000, 20_000)
+        for server in away:
+            server.reconnect()
+        world.wait(5)
+        assert finish(world) == expected(DATA, PARAMETERS).ueb
+        check_stored(world)
+        assert all(server.published for server in away)
 
 
 def test_an_early_storage_index_is_remembered() -> None:
@@ -229,20 +377,52 @@ def test_idle_time_counts_over_restarts() -> None:
         world.check_nothing_left()
 
 
-def test_after_a_start_a_client_has_time_to_come_back() -> None:
-    """By the clock it may have been away for ever, but the clock may have been set."""
-    with World() as world:
+@pytest.mark.parametrize("orderly", [True, False], ids=["stop", "kill"])
+@pytest.mark.parametrize("jump", [0, 365 * 86400, -365 * 86400])
+def test_time_in_which_the_helper_was_down_is_not_idle_time(orderly: bool, jump: float) -> None:
+    with World(settings=SHORT) as world:
         begin_upload(world)
-        world.kill()
-        world.wait(2 * SMALL.idle_expiry)
-        world.start()
-        world.wait(2 * SMALL.sweep_interval)
-        assert world.run(world.link().status(ID)).fields["state"] == b"open"  # a call: it is not idle
-        world.kill()
-        world.wait(2 * SMALL.idle_expiry)
-        world.start()
-        world.wait(8 * SMALL.sweep_interval)
-        assert world.run(world.link().status(ID)).fields["state"] == b"expired"
+        world.wait(SHORT.idle_expiry / 2)
+        for _ in range(3):
+            (world.stop if orderly else world.kill)()
+            world.wait(2 * SHORT.idle_expiry)
+            world.start()
+            world.process.shift(jump)  # while it was down
+        # Each start may have cost it a sweep interval that was not written down, and each jump one that did not go by.
+        world.wait(SHORT.idle_expiry / 2 - 3 * SHORT.sweep_interval)
+        assert world.only_upload().session.state is State.OPEN
+        world.wait(8 * SHORT.sweep_interval)
+        assert world.only_upload().session.state is State.EXPIRED
+
+
+def test_results_are_kept_for_as_long_as_the_helper_is_up() -> None:
+    with World(settings=attrs.evolve(SHORT, result_retention=4 * 3600)) as world:
+        begin_upload(world, 20_000)
+        finish(world)
+        check_stored(world)
+        world.wait(2 * 3600)
+        for _ in range(2):
+            world.kill()
+            world.wait(30 * 86400)
+            world.start()
+        assert finish(world) == expected(DATA, PARAMETERS).ueb
+        world.wait(2 * 3600 + 3 * SHORT.sweep_interval)
+        with pytest.raises(HelperRefused) as caught:
+            finish(world)
+        assert caught.value.code == "unknown-upload"
+
+
+def test_after_a_start_a_client_has_time_to_come_back() -> None:
+    """However idle its upload was before."""
+    with World(settings=SHORT) as world:
+        begin_upload(world)
+        world.wait(SHORT.idle_expiry - 2 * SHORT.sweep_interval)
+        for _ in range(3):
+            world.restart()
+            world.wait(5 * SHORT.sweep_interval)
+            assert world.only_upload().session.state is State.OPEN
+        world.wait(3 * SHORT.sweep_interval)
+        assert world.only_upload().session.state is State.EXPIRED
 
 
 def test_spool_files_that_no_upload_needs_are_removed() -> None:
@@ -273,7 +453,7 @@ def test_ciphertext_is_kept_until_the_end_of_its_upload_is_recorded() -> None:
     """A run that finds the upload open must find what was acknowledged."""
     with World() as world:
         begin_upload(world)
-        world._ledger_file.close()  # nothing can be recorded any more
+        world.break_ledger()
         assert world.run(world.link().abort(ID)).fields["state"] == b"aborted"
         world.restart()
         assert world.run(world.link().status(ID)).number("durable") == 10_000
@@ -291,7 +471,7 @@ def test_a_result_that_could_not_be_recorded_is_there_after_a_restart(staging: i
         answer = outcome(begin(world.link().finish(ID, len(DATA), SI, *hashes())))
         while world.only_upload().session.state is not State.PUBLISHING:
             world.wait(0.01)
-        world._ledger_file.close()
+        world.break_ledger()
         world.wait(10)
         assert answer[0].fields["ueb"] == expected(DATA, PARAMETERS).ueb
         world.restart()
@@ -469,3 +649,117 @@ def test_any_number_of_kills_at_any_time(data: st.DataObject) -> None:
 def test_these_are_real_kinds_of_servers() -> None:
     with World(10, staging=5) as world:
         assert sum(isinstance(s, FakeStagingServer) for s in world.grid.servers) == 5
+
+
+# -- publication that cannot be completed -----------------------------------------------------------------------------
+
+
+def publish_in_vain(world: World, closed: int) -> None:
+    """Publication is decided; `closed` shares are published, and all other servers do not answer any more."""
+    begin_upload(world, 20_000)
+    for server in world.grid.servers[closed:]:
+        server.plan("publish", 1, Fault.HANG)
+    outcome(begin(world.link().finish(ID, len(DATA), SI, *hashes())))
+    world.wait(2)
+    assert world.only_upload().session.state is State.PUBLISHING
+    for server in world.grid.servers[closed:]:
+        server.disconnect()
+
+
+@grids
+@pytest.mark.parametrize("restart", [False, True])
+def test_publication_that_can_never_be_completed_ends_at_expiry(staging: int, restart: bool) -> None:
+    with World(10, staging=staging, settings=SHORT) as world:
+        publish_in_vain(world, closed=3)
+        if restart:
+            world.restart()
+        world.wait(SHORT.idle_expiry - 2 * SHORT.sweep_interval)
+        assert world.only_upload().session.state is State.PUBLISHING
+        assert world.run(world.link().finish(ID, len(DATA), SI, *hashes())).code == "waiting"
+        world.wait(SHORT.idle_expiry - 2 * SHORT.sweep_interval)
+        assert world.only_upload().session.state is State.PUBLISHING, "somebody has called since"
+        world.wait(4 * SHORT.sweep_interval)
+        for _ in range(2):
+            with pytest.raises(HelperRefused) as caught:
+                finish(world)
+            assert caught.value.code == "expired"
+            world.restart()
+        assert not world.spool_files()
+        assert world.uploads.room.used == 0
+        assert [record.state for record in world.records()] == ["expired"]
+        encoded = expected(DATA, PARAMETERS)
+        copies = world.grid.copies(SI)
+        assert len(world.holders()) == 3, "published shares stay: they are ordinary ones"
+        assert all(share.data == encoded.shares[shnum] for shnum, found in copies.items() for _server, share in found)
+        assert not any(server.staged for server in world.grid.staging[:3] if server.connected)
+
+
+def test_publication_that_gets_on_does_not_expire_though_nobody_calls() -> None:
+    with World(10, staging=10, settings=SHORT) as world:
+        publish_in_vain(world, closed=0)
+        for server in world.grid.servers:
+            world.wait(SHORT.idle_expiry - 3 * SHORT.sweep_interval)
+            assert world.only_upload().session.state in (State.PUBLISHING, State.FINISHED)
+            server.reconnect()
+        check_stored(world)
+        assert finish(world) == expected(DATA, PARAMETERS).ueb
+
+
+def test_servers_that_come_and_go_are_no_progress() -> None:
+    with World(10, settings=SHORT) as world:
+        publish_in_vain(world, closed=3)
+        returning = world.grid.servers[3]
+        returning.plan("publish", 2, Fault.HANG)
+        for number in range(3, 40):
+            world.wait(SHORT.idle_expiry / 8)
+            returning.plan("publish", number, Fault.HANG)
+            (returning.reconnect if number % 2 else returning.disconnect)()
+        assert world.only_upload().session.state is State.EXPIRED
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_publication_whose_spool_is_damaged_expires_whoever_calls(missing: bool) -> None:
+    with World(10, staging=10, settings=SHORT) as world:
+        publish_in_vain(world, closed=3)
+        world.kill()
+        for server in world.grid.servers:
+            server.reconnect()
+        (path,) = world.spool_files()
+        if missing:
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+        world.start()
+        assert world.uploads.counters["expired"] == 0
+        for _ in range(int(SHORT.idle_expiry / SHORT.sweep_interval) - 2):
+            with pytest.raises(HelperRefused) as caught:
+                finish(world)
+            assert caught.value.code == "spool-failed"
+            world.wait(SHORT.sweep_interval)
+        assert missing or world.spool_files()
+        world.wait(4 * SHORT.sweep_interval)
+        with pytest.raises(HelperRefused) as caught:
+            finish(world)
+        assert caught.value.code == "expired"
+        assert world.run(world.link().abort(ID)).fields["state"] == b"expired"
+        world.wait(10)
+        assert not world.spool_files()
+        assert world.uploads.room.used == world.spool.used == 0
+        assert not world.grid.leftovers(), "prepared shares are aborted"
+        assert len(world.holders()) == 3
+        assert world.uploads.counters["expired"] == 1
+
+
+def test_publication_that_has_expired_makes_room_for_another_upload() -> None:
+    with World(10, settings=attrs.evolve(SHORT, uploads_max=1)) as world:
+        publish_in_vain(world, closed=3)
+        other = world.link()
+        for server in world.grid.servers:
+            server.reconnect()
+            server.plan("allocate", server.requests("allocate") + 1, Fault.HANG)
+        with pytest.raises(HelperRefused) as caught:
+            world.run(other.open(b"o" * 32, PARAMETERS.to_wire()))
+        assert caught.value.code == "too-many-uploads"
+        world.wait(SHORT.idle_expiry + 2 * SHORT.sweep_interval)
+        world.run(other.open(b"o" * 32, PARAMETERS.to_wire()))
+        world.run(other.assign(b"o" * 32, SI))  # nor does it hold its storage index
