@@ -17,8 +17,8 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 from world import KEY, QUICK_DISK, ProcessClock, begin, outcome
 
-from client_shim.gateway.handles import Handle, HandleOptions, Handles, LinkTarget
 from client_shim.gateway.handle_settings import HandleSettings
+from client_shim.gateway.handles import Handle, HandleOptions, Handles, LinkTarget
 from client_shim.gateway.journal import JOURNAL_NAME, Journal, JournalFile
 from helper.errors import StreamingError
 from helper.parameters import Parameters
@@ -42,13 +42,15 @@ class GatewayWorld:
         self.connect = connect or self.helper.connect
         self.linked: list[tuple[LinkTarget, bytes]] = []
         self.link_fails: Exception | None = None
+        self.link: Callable[[LinkTarget, bytes], Awaitable[None]] = self._link
+        #: Raises what a call in the journal's thread raises instead of being made.
+        self.fail_work: Callable[[str], None] = lambda _name: None
         #: Called in the journal's thread before and after each call, with its name.
         self.before_work: Callable[[str], None] = lambda _name: None
         self.after_work: Callable[[str], None] = lambda _name: None
         #: Called when a process begins.
         self.on_start: Callable[[], None] = lambda: None
         self.epoch = 1_000_000.0
-        self.commits = 0
 
     def __enter__(self) -> Self:
         self.root = Path(tempfile.mkdtemp(prefix="tahoe-stream-test", dir=QUICK_DISK))
@@ -89,8 +91,7 @@ class GatewayWorld:
                 self.before_work(name)
                 if process.ended:
                     return
-                done = maybeDeferred(function, *arguments)
-                self.commits += name == "apply"
+                done = maybeDeferred(self._work, function, *arguments)
                 self.after_work(name)
                 if not process.ended:
                     done.chainDeferred(d)
@@ -108,14 +109,21 @@ class GatewayWorld:
         async def link(target: LinkTarget, cap: bytes) -> None:
             if process.ended:
                 await Deferred()
-            self.linked.append((target, cap))
-            if self.link_fails is not None:
-                raise self.link_fails
+            await self.link(target, cap)
 
         keys = iter([KEY])
         return Handles(Journal(self.file, in_thread), connect, self.parameters, self.settings, process, link,
                        now=lambda: self.epoch + process.seconds(),
                        randomness=lambda size: next(keys, _other_key()) if size == len(KEY) else _random(size))
+
+    def _work(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        self.fail_work(function.__name__)
+        return function(*arguments)
+
+    async def _link(self, target: LinkTarget, cap: bytes) -> None:
+        self.linked.append((target, cap))
+        if self.link_fails is not None:
+            raise self.link_fails
 
     def kill(self) -> None:
         """The gateway's process ends at once, and the machine's disk keeps what was synced: the next life opens copies

@@ -20,7 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from client_shim.disclosure import RevealStorageIndex
-from client_shim.errors import HelperUnreachable, UploadError
+from client_shim.errors import UploadError
 from client_shim.gateway.handle import Handle, HandleParts, LinkFile, Writer
 from client_shim.gateway.handle_errors import (
     BadHandleId,
@@ -28,6 +28,7 @@ from client_shim.gateway.handle_errors import (
     BadSize,
     GatewayStopping,
     HandleExpired,
+    HelperUnusable,
     JournalError,
     JournalFailed,
     TooManyHandles,
@@ -281,7 +282,7 @@ class Handles:
         except UploadError as e:
             if means_away(e):
                 raise
-            raise HelperUnreachable(e.code) from e
+            raise HelperUnusable(e.code, e.code) from e
 
     def _later(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         def begin() -> None:

@@ -4,20 +4,18 @@ never carries two different bytes, what was stated never goes back, and what is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from allmydata import uri
-from gateway_world import PARAMETERS, Died, GatewayWorld, value_of
+from gateway_world import PARAMETERS, Died, GatewayWorld
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
 from world import begin, expected, outcome, plaintext
 
-from client_shim.gateway.handle_errors import HandleError, HelperAway, TakenOver
-from client_shim.gateway.handles import Handle, Writer
+from client_shim.gateway.handle_errors import HelperAway
 from client_shim.gateway.handle_records import HandleState
+from client_shim.gateway.handles import Handle, Writer
 from helper.interfaces import LITERAL_MAX
 
 
@@ -66,7 +64,7 @@ class Client:
         return data
 
     def settle(self) -> None:
-        if self.writer is not None and self.under_way is None or self.under_way:
+        if (self.writer is not None and self.under_way is None) or self.under_way:
             settled = outcome(begin(self.writer.settle()))  # type: ignore[union-attr]
             self.world.wait(5)
             if settled and isinstance(settled[0], int):
