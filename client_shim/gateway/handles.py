@@ -99,6 +99,7 @@ class Handles:
         self._due: set[IDelayedCall] = set()
         self._failure: JournalFailed | None = None
         self._swept = 0.0
+        self._sweeping = False
         self._nothing_expires_before = 0.0
 
     async def start(self) -> None:
@@ -183,12 +184,13 @@ class Handles:
     # -- looking after them ------------------------------------------------------------------------------------
 
     async def _sweep(self) -> None:
-        try:
-            if self._failure is None:
+        self._later(SWEEP_INTERVAL, self._sweep)
+        if self._failure is None and not self._sweeping:
+            self._sweeping = True
+            try:
                 await self.sweep()
-        finally:
-            if self._running:
-                self._later(SWEEP_INTERVAL, self._sweep)
+            finally:
+                self._sweeping = False
 
     async def sweep(self) -> None:
         """Put to rest what is idle, give up what has been idle for too long, forget what has ended long ago."""

@@ -4,7 +4,9 @@ never carries two different bytes, what was stated never goes back, and what is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
+from random import Random
 from typing import Any
 
 from allmydata import uri
@@ -51,6 +53,7 @@ class Client:
     def state(self, offset: int) -> None:
         assert self.stated <= offset <= len(self.written), "an offset went back, or beyond what was written"
         self.stated = offset
+        assert offset <= LITERAL_MAX or self.world.helper.only().durable >= offset, "stated, and not durable"
 
     def write(self, size: int) -> None:
         if self.writer is None or (self.under_way is not None and not self.under_way):
@@ -104,8 +107,24 @@ class Client:
         raise AssertionError("it cannot be finished")
 
 
-#: What may happen, each with a number of its own.
-HISTORY = st.lists(st.one_of(
+#: What may happen, and how often.
+WEIGHTS = {"write": 8, "wait": 8, "take over": 2, "settle": 2, "release": 1, "cut": 2, "kill helper": 2, "helper": 2,
+           "kill gateway": 3, "stop gateway": 1, "rest": 1, "die before": 2, "die after": 2}
+
+
+def busy_history(seed: int) -> list[tuple[str, float]]:
+    """One in which much happens."""
+    draw = Random(seed)
+    history = draw.choices(list(WEIGHTS), list(WEIGHTS.values()), k=draw.randint(10, 60))
+    numbers: dict[str, Callable[[], float]] = {
+        "write": lambda: draw.choice([1, 20, 50, 100, 700, 1500]), "helper": lambda: draw.random() < 0.6,
+        "wait": lambda: draw.choice([0.001, 0.003, 0.01, 0.1, 1, 30]),
+        "die before": lambda: draw.randint(0, 4), "die after": lambda: draw.randint(0, 4)}
+    return [(what, numbers.get(what, lambda: 0)()) for what in history]
+
+
+#: Each with a number of its own. Lists are for shrinking what fails.
+HISTORY = st.integers(0, 2**32).map(busy_history) | st.lists(st.one_of(
     st.tuples(st.just("write"), st.integers(0, 1500)),
     st.tuples(st.sampled_from(["take over", "settle", "release", "cut", "kill helper", "kill gateway", "stop gateway",
                                "rest"]), st.just(0)),
