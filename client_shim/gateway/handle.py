@@ -79,6 +79,7 @@ class Handle:
         self._wanted = record.touched
         self._claims = 0  # of those who are about to write, or to change something
         self._changing = DeferredLock()
+        self._completed = False  # nothing can follow, also while the journal does not know it yet
 
     @property
     def record(self) -> HandleRecord:
@@ -212,9 +213,10 @@ class Handle:
     async def settle(self, writer: Writer) -> int:
         """See Writer.settle."""
         writer.check()
-        if self._record.state is HandleState.OPEN:
-            stream = self._open_stream()
-            await self.changes.until(lambda: writer.goes_on and stream.durable == stream.length)
+        stream = self._stream
+        if stream is not None:
+            await self.changes.until(
+                lambda: writer.goes_on and (stream is not self._stream or stream.durable == stream.length))
         return self._length()
 
     async def set_size(self, writer: Writer, size: int) -> None:
@@ -223,9 +225,10 @@ class Handle:
         record = self._record
         if not 0 <= size <= SIZE_MAX:
             raise BadSize(SIZE_MAX, size)
-        if record.size is not None:
-            if record.size != size:
-                raise SizeConflict(record.size, size)
+        declared = self._length() if self._completed else record.size
+        if declared is not None:
+            if declared != size:
+                raise SizeConflict(declared, size)
             return
         if self._length() > size:
             raise SizeConflict(self._length(), size)
@@ -234,7 +237,7 @@ class Handle:
     async def close(self, writer: Writer) -> bytes:
         """See Writer.close."""
         writer.check()
-        if self._record.state is HandleState.OPEN:
+        if self._record.state is HandleState.OPEN and not self._completed:
             length = self._length()
             if self._record.size is not None and length != self._record.size:
                 raise NotComplete(self._record.size, length)
@@ -299,8 +302,11 @@ class Handle:
     # -- the end of the file -----------------------------------------------------------------------------------
 
     async def _complete(self, length: int) -> None:
-        """From now on nothing can follow."""
-        self._claims += 1  # whatever becomes of the writer
+        """From now on nothing can follow, whatever becomes of the writer."""
+        if self._completed:
+            return
+        self._completed = True
+        self._claims += 1
         try:
             await self._change(state=HandleState.COMPLETING, size=length)
         finally:
@@ -402,7 +408,7 @@ class Handle:
 
     def _open_stream(self) -> Stream:
         self._check_usable()
-        if self._record.state is not HandleState.OPEN:
+        if self._completed or self._record.state is not HandleState.OPEN:
             raise AlreadyComplete(self._length())
         if self._stream is None:
             raise RuntimeError("a handle with a writer is awake")

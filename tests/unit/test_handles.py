@@ -173,6 +173,21 @@ def test_nothing_follows_a_complete_file(world: GatewayWorld) -> None:
     assert world.result(later.close()) == CAP
 
 
+def test_nothing_follows_while_it_is_being_journalled_that_the_file_is_complete(world: GatewayWorld) -> None:
+    handle = world.create()
+    writer = writer_of(world, handle)
+    world.result(writer.write(DATA))
+    world.result(writer.settle())
+    closing = outcome(begin(writer.close()))  # its commit waits for a turn of the clock
+    (newer,) = outcome(begin(handle.take_over()))
+    assert handle.status.state is HandleState.OPEN
+    assert isinstance(world.error(newer.write(b"more")), AlreadyComplete)
+    assert isinstance(world.error(newer.set_size(len(DATA) + 1)), SizeConflict)
+    assert world.result(newer.close()) == CAP
+    assert isinstance(closing[0].value, TakenOver)
+    assert world.helper.calls.count("finish") == 1
+
+
 def test_two_handles_have_keys_and_upload_ids_of_their_own(world: GatewayWorld) -> None:
     first, second = world.create(), world.create()
     assert first.id != second.id
