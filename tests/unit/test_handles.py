@@ -28,6 +28,7 @@ from client_shim.gateway.handle_errors import (
     HandleFailed,
     HelperAway,
     JournalFailed,
+    JournalUnusable,
     LinkFailed,
     NotComplete,
     SizeConflict,
@@ -721,6 +722,50 @@ def test_a_journal_that_fails_pauses_everything_and_costs_nothing(world: Gateway
     other = plaintext(4000, 7)
     world.result(writer.write(other))
     assert world.result(writer.close()) == expected(DATA[:1000] + other, PARAMETERS).cap
+
+
+def test_a_journal_without_room_goes_on_when_there_is_some(world: GatewayWorld) -> None:
+    """SQLite says so itself here, in the middle of a transaction."""
+    world.helper.up = False
+    handle = world.create()
+    writer = writer_of(world, handle)
+    world.result(writer.write(DATA[:50]))
+    world.result(writer.settle())
+    world.file._database._db.execute("PRAGMA max_page_count = 1")  # what it has now is the least it can be set to
+    ended: list[StreamingError] = []
+    writer.on_ended = ended.append
+    big = plaintext(100_000, 1)
+    begin(writer.write(big)).addErrback(lambda _failure: None)
+    world.wait(1)
+    (error,) = ended
+    assert isinstance(error, JournalFailed)
+    assert error.reason == "SQLITE_FULL"
+    world.helper.up = True
+    world.wait(30)  # it is opened anew, and has room
+    writer = writer_of(world, world.handles.get(handle.id))
+    assert writer.offset == 50
+    world.result(writer.write(DATA))
+    assert world.result(writer.close()) == expected(DATA[:50] + DATA, PARAMETERS).cap
+
+
+def test_a_damaged_journal_stops_the_start(world: GatewayWorld) -> None:
+    handle = world.create()
+    writer = writer_of(world, handle)
+    world.helper.up = False
+    world.result(writer.write(DATA))
+    world.wait(1)
+    world.kill()
+    path = world.directory / "journal.sqlite"
+    journal = sqlite3.connect(path)
+    journal.execute("UPDATE ring SET data = zeroblob(length(data))")
+    journal.commit()
+    journal.close()
+    with pytest.raises(JournalUnusable, match="ciphertext is not what was written"):
+        world.start()
+    world.helper.up = True
+    connects = len(world.helper.connects)
+    world.wait(100)
+    assert len(world.helper.connects) == connects, "nothing of it is sent"
 
 
 def test_no_plaintext_is_ever_in_the_journal_and_no_secret_in_a_log(world: GatewayWorld) -> None:
