@@ -67,7 +67,7 @@ _SCHEMA: Any = RIStreamingHelper  # Foolscap makes it a mapping of its methods
 
 
 #: Thousands of worlds sync all the time, and whether a disk really does is not their subject.
-_QUICK_DISK = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+QUICK_DISK = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 class Stuck(AssertionError):
@@ -98,8 +98,9 @@ class WireLink:
         self._waiting: list[Deferred[HelperAnswer]] = []
         self._lost: list[Callable[[], None]] = []
 
-    def on_lost(self, callback: Callable[[], None]) -> None:
+    def on_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
         self._lost.append(callback)
+        return partial(self._lost.remove, callback)
 
     async def open(self, upload_id: bytes, parameters: dict[bytes, int]) -> HelperAnswer:
         return await self._call("open", upload_id, parameters)
@@ -129,7 +130,7 @@ class WireLink:
         waiting, self._waiting = self._waiting, []
         for d in waiting:
             d.errback(HelperLost())
-        for callback in self._lost:
+        for callback in list(self._lost):
             callback()
 
     def methods(self) -> list[str]:
@@ -258,7 +259,7 @@ class World:
 
     def __enter__(self) -> Self:
         globalLogPublisher.addObserver(cast(ILogObserver, self._observe))
-        self.directory = Path(tempfile.mkdtemp(prefix="tahoe-stream-test", dir=_QUICK_DISK))
+        self.directory = Path(tempfile.mkdtemp(prefix="tahoe-stream-test", dir=QUICK_DISK))
         self.start()
         return self
 
