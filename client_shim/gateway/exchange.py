@@ -15,6 +15,11 @@ from helper.errors import StreamingError
 HeaderList = Iterable[tuple[str, str]]
 
 
+def on_the_wire(headers: HeaderList) -> list[tuple[bytes, bytes]]:
+    """Fields as they are sent. What is not Latin-1 becomes `?`."""
+    return [(name.encode("ascii", "replace"), value.encode("latin-1", "replace")) for name, value in headers]
+
+
 @attrs.frozen
 class Headers:
     """The fields of a head in their order, names as they were sent (Latin-1). Looked up without regard to case."""
@@ -143,8 +148,11 @@ class Exchange(Protocol):
         so a slow reader makes a slow client. The first call sends 100 Continue if that is expected.
 
         Raises ClientGone if the connection was cut before the body's end (after everything that came was given),
-        BodyTooSlow and BadBody.
+        BodyTooSlow and BadBody. May be cancelled (Deferred.fromCoroutine(...).cancel()); nothing is lost by it.
         """
+
+    def answer_always_with(self, headers: HeaderList) -> None:
+        """Whatever the answer is: it gets these fields, unless it has some of the same name."""
 
     def abandon_body(self) -> None:
         """The rest of the body will not be read: the connection is closed after the answer. An answer that begins

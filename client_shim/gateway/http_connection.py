@@ -10,13 +10,22 @@ from typing import Any
 import attrs
 import h11
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime, ISSLTransport, ITCPTransport
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, ISSLTransport, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
-from client_shim.gateway.exchange import BadBody, BodyTooSlow, ClientGone, Handler, HeaderList, Headers, RequestHead
+from client_shim.gateway.backpressure import Outgoing
+from client_shim.gateway.exchange import (
+    BadBody,
+    BodyTooSlow,
+    ClientGone,
+    Handler,
+    HeaderList,
+    Headers,
+    RequestHead,
+    on_the_wire,
+)
 from client_shim.gateway.strict_head import HEAD_END, MalformedHead, check_beginning, check_head
 
 #: Bytes of a request's head. Caps in paths and metadata of uploads are long, but not so long.
@@ -60,7 +69,7 @@ class HttpConnection(Protocol):
         self._timeouts = timeouts
         self._clock = clock
         self._events = ConnectionEvents() if events is None else events
-        self._outgoing = _Outgoing()
+        self._outgoing = Outgoing(ClientGone)
         self._head = bytearray()
         self._exchange: _Exchange | None = None
         self._timer: IDelayedCall | None = None
@@ -233,7 +242,7 @@ def _reason(status: int) -> bytes:
 class _Exchange:
     """exchange.Exchange over h11."""
 
-    def __init__(self, parser: h11.Connection, head: RequestHead, peer: str, transport: Any, outgoing: _Outgoing,
+    def __init__(self, parser: h11.Connection, head: RequestHead, peer: str, transport: Any, outgoing: Outgoing,
                  timeout: float, clock: IReactorTime) -> None:
         self.head = head
         self.peer = peer
@@ -248,6 +257,7 @@ class _Exchange:
         self._timeout = timeout
         self._clock = clock
         self._abandoned = False
+        self._always: list[tuple[str, str]] = []
         self._bodiless = False  # the answer has no body, whatever its head says
         self._lost = False
         self._failed: ClientGone | None = None
@@ -333,7 +343,8 @@ class _Exchange:
     async def _more(self) -> None:
         if self._lost or self._abandoned:
             self._fail(ClientGone())
-        self._waiting = waiting = Deferred()
+        waiting: Deferred[None] = Deferred(self._not_waiting)
+        self._waiting = waiting
         timer = self._clock.callLater(self._timeout, self._too_slow, waiting)
         self._transport.resumeProducing()
         try:
@@ -344,6 +355,9 @@ class _Exchange:
             if timer.active():
                 timer.cancel()
 
+    def _not_waiting(self, _cancelled: Deferred[None]) -> None:
+        self._waiting = None
+
     def _too_slow(self, waiting: Deferred[None]) -> None:
         self._waiting = None
         waiting.errback(BodyTooSlow(int(self._timeout)))
@@ -352,13 +366,17 @@ class _Exchange:
         self._failed = error
         raise error
 
+    def answer_always_with(self, headers: HeaderList) -> None:
+        self._always += headers
+
     def abandon_body(self) -> None:
         if not self.body_ended:
             self._abandoned = True
 
     async def inform(self, status: int, headers: HeaderList) -> None:
         if self.head.http_version != "1.0" and self.status is None:
-            self._send(h11.InformationalResponse(status_code=status, headers=list(headers), reason=_reason(status)))
+            self._send(h11.InformationalResponse(
+                status_code=status, headers=on_the_wire(headers), reason=_reason(status)))
             await self._taken()
 
     async def respond(self, status: int, headers: HeaderList = (), body: bytes = b"") -> None:
@@ -372,10 +390,12 @@ class _Exchange:
 
     async def begin(self, status: int, headers: HeaderList) -> None:
         headers = list(headers)
+        given = {name.lower() for name, _value in headers}
+        headers += [(name, value) for name, value in self._always if name.lower() not in given]
         if not self.body_ended:
             self._abandoned = True
             headers.append(("Connection", "close"))
-        self._send(h11.Response(status_code=status, headers=headers, reason=_reason(status)))
+        self._send(h11.Response(status_code=status, headers=on_the_wire(headers), reason=_reason(status)))
         self.status = status
         self._bodiless = self.head.method == "HEAD" or status in (204, 304)
 
@@ -402,44 +422,9 @@ class _Exchange:
         if self._lost:
             raise ClientGone()
         if self._outgoing.paused:
-            taken = self._outgoing.wait()
             timer = self._clock.callLater(self._timeout, self._transport.abortConnection)
             try:
-                await taken
+                await self._outgoing.wait()
             finally:
                 if timer.active():
                     timer.cancel()
-
-
-@implementer(IPushProducer)
-class _Outgoing:
-    """What the transport tells of its buffer of bytes to be sent."""
-
-    def __init__(self) -> None:
-        self.paused = False
-        self._gone = False
-        self._waiting: list[Deferred[None]] = []
-
-    def wait(self) -> Deferred[None]:
-        """Fires when more can be sent; fails with ClientGone."""
-        waiting: Deferred[None] = Deferred()
-        if self._gone:
-            waiting.errback(ClientGone())
-        else:
-            self._waiting.append(waiting)
-        return waiting
-
-    def pauseProducing(self) -> None:
-        self.paused = True
-
-    def resumeProducing(self) -> None:
-        self.paused = False
-        waiting, self._waiting = self._waiting, []
-        for each in waiting:
-            each.callback(None)
-
-    def stopProducing(self) -> None:
-        self._gone = True
-        waiting, self._waiting = self._waiting, []
-        for each in waiting:
-            each.errback(ClientGone())

@@ -1,0 +1,84 @@
+"""Connections of all clients: how many at a time, of all and of one host; all of them ended at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import attrs
+import h11
+from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.internet.protocol import Protocol, ServerFactory
+from twisted.logger import Logger
+
+from client_shim.gateway.exchange import Handler
+from client_shim.gateway.http_connection import ConnectionEvents, HttpConnection, Timeouts
+
+_log = Logger()
+
+
+@attrs.frozen
+class ConnectionLimits:
+    """Connections at a time."""
+
+    in_all: int = 1000
+    per_host: int = 750
+
+
+class HttpFactory(ServerFactory):
+    """Makes HttpConnections, and refuses what is too many with 503."""
+
+    noisy = False
+
+    def __init__(self, handler: Handler, timeouts: Timeouts, limits: ConnectionLimits, clock: IReactorTime) -> None:
+        self._handler = handler
+        self._timeouts = timeouts
+        self._limits = limits
+        self._clock = clock
+        self._connections: set[HttpConnection] = set()
+        self._of_host: Counter[str] = Counter()
+        self._hosts: dict[HttpConnection, str] = {}
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol:
+        host = str(getattr(addr, "host", "local"))
+        if len(self._connections) >= self._limits.in_all or self._of_host[host] >= self._limits.per_host:
+            return _Refusal()
+        connection = HttpConnection(self._handler, self._timeouts, self._clock,
+                                    ConnectionEvents(_refused, self._closed))
+        self._connections.add(connection)
+        self._hosts[connection] = host
+        self._of_host[host] += 1
+        return connection
+
+    def close_all(self) -> None:
+        """Cut every connection; handlers get ClientGone."""
+        for connection in list(self._connections):
+            connection.close_now()
+
+    def _closed(self, connection: HttpConnection) -> None:
+        if connection in self._connections:
+            self._connections.remove(connection)
+            host = self._hosts.pop(connection)
+            self._of_host[host] -= 1
+            if not self._of_host[host]:
+                del self._of_host[host]
+
+
+def _refused(status: int) -> None:
+    _log.info("a request was refused with {status}: it is not HTTP as it should be, or too slow", status=status)
+
+
+class _Refusal(Protocol):
+    """One connection too many."""
+
+    transport: Any
+
+    def connectionMade(self) -> None:
+        parser = h11.Connection(h11.SERVER)
+        body = b"too many connections at a time\n"
+        headers = [("Content-Type", "text/plain;charset=utf-8"), ("Content-Length", str(len(body))),
+                   ("Referrer-Policy", "no-referrer"), ("Retry-After", "30"), ("Connection", "close")]
+        for event in (h11.Response(status_code=503, headers=headers, reason=b"Service Unavailable"),
+                      h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(parser.send(event))
+        self.transport.loseConnection()

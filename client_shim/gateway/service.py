@@ -1,0 +1,198 @@
+"""`tahoe-stream gateway run`: from the client node's configuration to a service that listens."""
+
+from __future__ import annotations
+
+import resource
+import signal
+from pathlib import Path
+from typing import Any, TextIO
+
+import attrs
+from twisted.internet import reactor as _reactor
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
+from twisted.python.failure import Failure
+
+from client_shim.client import StreamingClient
+from client_shim.gateway.errors import CannotListen
+from client_shim.gateway.exchange import Exchange
+from client_shim.gateway.forms import PostForm
+from client_shim.gateway.http_connection import Timeouts
+from client_shim.gateway.http_factory import ConnectionLimits, HttpFactory
+from client_shim.gateway.linking import Linker
+from client_shim.gateway.node_client import NodeClient
+from client_shim.gateway.protection import Protection, hosts_of
+from client_shim.gateway.proxy import Proxy
+from client_shim.gateway.put_uri import PutLinked, PutUnlinked
+from client_shim.gateway.settings import GatewaySettings, read_gateway_settings
+from client_shim.gateway.site import Route, Site
+from client_shim.gateway.state import StateDirectory
+from client_shim.gateway.streams import Streams
+from client_shim.gateway.upload_requests import is_form, is_put_unlinked, place_of_put
+from client_shim.node_config import NodeConfig, read_node_config
+from helper.errors import StreamingError
+from helper.streaming_cfg import SettingsError
+
+reactor: Any = _reactor  # it has more interfaces than its declared type
+
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  where one listens at all, this one is reached
+
+_log = Logger()
+
+
+class Gateway:
+    """The gateway beside one client node."""
+
+    def __init__(self, config: NodeConfig, settings: GatewaySettings) -> None:
+        self._config = config
+        self._settings = settings
+        self._state = StateDirectory(config.directory)
+        self._client = StreamingClient(config)
+        self._site: Site | None = None
+        self._factory = HttpFactory(
+            self._handle, Timeouts(settings.head_timeout, settings.body_timeout, settings.idle_timeout),
+            ConnectionLimits(settings.connections_max, settings.connections_per_host), reactor)
+        self._port: IListeningPort | None = None
+
+    async def start(self) -> str:
+        """Take the state directory and listen. Returns where, for people; raises StreamingError."""
+        _ = self._config.helper_furl  # NoHelperConfigured
+        self._state.take()
+        try:
+            self._port = await self._listen()
+            address = self._port.getHost()
+            self._site = Site(self._routes(), self._protection(address), reactor)
+            url = url_of(address)
+            if url is None:
+                return str(address)
+            try:
+                self._state.listening(url)
+            except OSError as e:
+                raise CannotListen(url, f"node.url cannot be written ({e.strerror})") from e
+            return url
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Listen no more, end uploads and connections, release the state directory. Safe to repeat."""
+        port, self._port = self._port, None
+        if port is not None:
+            await _done(port.stopListening())
+        self._factory.close_all()
+        await self._client.stop()
+        self._state.release()
+
+    async def _listen(self) -> IListeningPort:
+        where = self._settings.listen
+        try:
+            port: IListeningPort = await serverFromString(reactor, where).listen(self._factory)
+            return port
+        except CannotListenError as e:
+            raise CannotListen(where, str(e.socketError)) from e
+        except (ValueError, TypeError, KeyError) as e:
+            raise CannotListen(where, "it is no endpoint that Twisted knows") from e
+
+    def _protection(self, address: IAddress) -> Protection:
+        here = [address.host] if isinstance(address, IPv4Address | IPv6Address) else []
+        return Protection(hosts_of([*here, *self._settings.hosts]), frozenset(self._settings.allow_origins))
+
+    def _routes(self) -> list[Route]:
+        wait = self._settings.helper_wait
+        node = NodeClient(self._config.node_url, reactor)
+        proxy = Proxy(node)
+        streams = Streams(self._client, wait, reactor)
+        linker = Linker(node, wait, reactor)
+        return [
+            Route("put-uri", is_put_unlinked, PutUnlinked(streams)),
+            Route("put-child", lambda head: place_of_put(head) is not None, PutLinked(streams, linker, proxy)),
+            Route("post-uri", is_form, PostForm(streams, proxy)),
+            Route("node", lambda _head: True, proxy),
+        ]
+
+    async def _handle(self, exchange: Exchange) -> None:
+        if self._site is not None:
+            await self._site(exchange)
+
+
+def url_of(address: IAddress) -> str | None:
+    """Where a browser finds what listens at `address`; None for what no browser can reach."""
+    if isinstance(address, IPv4Address):
+        return f"http://{_ANY_ADDRESS.get(address.host, address.host)}:{address.port}/"
+    if isinstance(address, IPv6Address):
+        return f"http://[{_ANY_ADDRESS.get(address.host, address.host)}]:{address.port}/"
+    return None
+
+
+async def _done(deferred: Any) -> None:
+    if isinstance(deferred, Deferred):
+        await deferred
+
+
+def run_gateway(node_directory: Path, listen: str | None, err: TextIO) -> int:
+    """Run the reactor until SIGINT or SIGTERM. Returns the exit status: 1 if the gateway could not start."""
+    try:
+        config = read_node_config(node_directory)
+        settings = read_gateway_settings(config.directory)
+    except (StreamingError, SettingsError) as e:
+        print(f"tahoe-stream: {e}", file=err)
+        return 1
+    if listen is not None:
+        settings = attrs.evolve(settings, listen=listen)
+    globalLogBeginner.beginLoggingTo([textFileLogObserver(err)], redirectStandardIO=False, discardBuffer=True)
+    _raise_limit_of_files()
+    return _Run(Gateway(config, settings), err).run()
+
+
+def _raise_limit_of_files() -> None:
+    """Each request that is passed on needs two."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class _Run:
+    """The reactor from start to stop."""
+
+    def __init__(self, gateway: Gateway, err: TextIO) -> None:
+        self._gateway = gateway
+        self._err = err
+        self._status = 1
+
+    def run(self) -> int:
+        """Returns the exit status."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        reactor.callWhenRunning(lambda: Deferred.fromCoroutine(self._start()).addErrback(self._broken))
+        reactor.run(installSignalHandlers=False)
+        return self._status
+
+    async def _start(self) -> None:
+        try:
+            where = await self._gateway.start()
+        except StreamingError as e:
+            print(f"tahoe-stream: {e}", file=self._err, flush=True)
+            reactor.stop()
+            return
+        self._status = 0
+        _log.info("the gateway listens at {where}", where=where)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends us at once
+        reactor.callFromThread(lambda: Deferred.fromCoroutine(self._stop()).addErrback(self._broken))
+
+    async def _stop(self) -> None:
+        try:
+            await self._gateway.stop()
+        finally:
+            reactor.stop()
+
+    def _broken(self, failure: Failure) -> None:
+        print(f"tahoe-stream: internal-error: {failure.getTraceback()}", file=self._err, flush=True)
+        self._status = 1
+        if reactor.running:
+            reactor.stop()
+
