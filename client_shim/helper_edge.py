@@ -86,9 +86,14 @@ class HelperLink:
         self._rref = rref
         self.largest_message = largest_message
 
-    def on_lost(self, callback: Callable[[], None]) -> None:
-        """Be told once when the connection is gone."""
-        self._rref.notifyOnDisconnect(callback)
+    def on_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Be told once when the connection is gone; or no more, once what is returned was called."""
+        marker = self._rref.notifyOnDisconnect(callback)
+
+        def forget() -> None:
+            self._rref.dontNotifyOnDisconnect(marker)
+
+        return forget
 
     async def open(self, upload_id: bytes, parameters: Mapping[bytes, int]) -> HelperAnswer:
         return await self._call("open", upload_id, dict(parameters))

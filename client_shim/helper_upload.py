@@ -39,6 +39,20 @@ class UploadEvents:
     paused: Callable[[UploadError, float], None]
     #: It is back after so many seconds.
     resumed: Callable[[float], None]
+    #: There is a connection, over which the upload goes on.
+    connected: Callable[[], None] = lambda: None
+
+
+@attrs.frozen
+class Begun:
+    """An upload that another process may have begun. Nothing but what is said here is known of it."""
+
+    #: Length that was acknowledged for certain; if it is 0 the helper may never have heard of the upload.
+    durable: int
+    #: The ciphertext that follows, which may have been sent.
+    ring: tuple[bytes, ...] = attrs.field(default=(), repr=False)
+    #: `finish` may have been called.
+    finishing: bool = False
 
 
 class HelperUpload:
@@ -46,12 +60,15 @@ class HelperUpload:
 
     Calls raise an UploadError when it has failed; the first error is the one that every later call raises. A helper
     that is away makes them wait (reconnect.py). Not safe for two calls at a time, but for `fail` and `abort`.
+
+    With `begun` it goes on with what another process began: `start` instead of `open`, and `give` for `send` if nobody
+    is to wait.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[Link]], clock: IReactorTime, upload_id: bytes,
                  parameters: Parameters, storage_index: bytes, reveal: RevealStorageIndex, patience: float,
-                 events: UploadEvents) -> None:
-        self.outbox = Outbox()
+                 events: UploadEvents, begun: Begun | None = None) -> None:
+        self.outbox = Outbox() if begun is None else Outbox(begun.durable, begun.ring)
         self.error: UploadError | None = None
         self._clock = clock
         self._upload_id = upload_id
@@ -61,10 +78,11 @@ class HelperUpload:
         self._events = events
         self._helper = Reconnecting(connect, clock, patience, LinkEvents(
             self._greet, self._connected, self.outbox.disconnected, self._failed, events.paused, events.resumed))
-        self._opened = False  # there is an upload at the helper
+        self._opened = begun is not None and begun.durable > 0  # there is an upload at the helper
+        self._may_be_open = begun is not None
         self._credit = self._largest_message = 0  # as `open` said
         self._resumed = False  # over a second connection, or a later one
-        self._finishing = False
+        self._finishing = begun is not None and begun.finishing
         self._room: Deferred[None] | None = None  # fires when more may be sent, or nothing ever
         self._aborted = False
         self._aborting = DeferredLock()
@@ -78,6 +96,26 @@ class HelperUpload:
         except CancelledError:
             raise UploadClosed() from None
         self.check()  # fail() may have come meanwhile
+
+    def start(self) -> None:
+        """Begin to look for the helper, and open the upload or go on with it; waits for nothing. A helper that cannot
+        be reached is looked for like one that was lost."""
+
+        def failed(failure: Failure) -> None:
+            if failure.check(CancelledError) is None:
+                self._failed(failure)
+
+        self._helper.start(patiently=True).addErrback(failed)
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, over which the upload goes on."""
+        return self._helper.connection is not None
+
+    def give(self, ciphertext: bytes) -> None:
+        """The next bytes, to be sent when that is possible; whoever gives them bounds what waits."""
+        self.outbox.add(ciphertext)
+        self._send()
 
     async def send(self, ciphertext: bytes) -> None:
         """Send the next bytes. Returns when they are on their way, but for less than a message."""
@@ -118,12 +156,20 @@ class HelperUpload:
     async def abort(self) -> None:
         """Give it up at the helper, if it is open there. At most once, however many want it; all wait for it."""
         async with self._aborting:
-            if self._opened and not self._aborted:
+            if (self._opened or self._may_be_open) and not self._aborted:
                 self._aborted = True
                 try:
-                    await self._helper.farewell(lambda link: link.abort(self._upload_id))
+                    await self._helper.farewell(lambda link: link.abort(self._upload_id), reach=self._may_be_open)
                 except UploadError:
                     pass  # the helper is gone, or has ended the upload itself; it expires there
+
+    def leave(self) -> None:
+        """Let it be, as it is at the helper, for another process or another time. Calls that wait, and all later ones,
+        raise UploadClosed."""
+        if self.error is None:
+            self.error = UploadClosed()
+        self._helper.leave()
+        self._make_room()
 
     def check(self) -> None:
         """Raises why it has failed, if it has."""
@@ -145,30 +191,44 @@ class HelperUpload:
         if not self._opened:
             answer = await connection.call(lambda link: link.open(self._upload_id, self._parameters.to_wire()))
             self._opened = True
-            self._largest_message = answer.number("largest-message")
-            self._credit = answer.number("credit")
             needed, seeds = answer.number("storage-index-needed"), answer.fields.get("permutation-seeds")
             if isinstance(seeds, int):
                 raise HelperMisbehaved("its permutation-seeds are a number")
             self._disclosure.opened(bool(needed), seeds)
-            durable = 0
+            self._limits(answer, answer.number("largest-message"))
+            durable = self._durable(answer) if self._may_be_open else 0
         else:
             answer = await connection.call(lambda link: link.status(self._upload_id))
-            if reason := answer.text("reason"):
-                raise HelperRefused(reason, f"the upload ended at the helper while it was away: {reason}", {})
             self._resumed = True
+            if not self._credit:
+                self._limits(answer, connection.link.largest_message)
+            durable = self._durable(answer)
             self._hear_whether_needed(answer)
-            durable = answer.number("durable")
-            if self._finishing and answer.text("state") == "finished":
-                durable = self.outbox.sent  # `finish` was carried out, and says the rest
         largest = max(1, min(connection.link.largest_message, self._largest_message))
         self.outbox.connected(SendWindow(max(1, self._credit), largest), durable)
+
+    def _limits(self, answer: HelperAnswer, largest_message: int) -> None:
+        """The credit of an answer is what is left of that of a new upload: protocol.txt §7.1."""
+        self._largest_message = largest_message
+        held = answer.number("received") - answer.number("durable") if "received" in answer.fields else 0
+        self._credit = answer.number("credit") + max(0, held)
+
+    def _durable(self, answer: HelperAnswer) -> int:
+        """Where to go on with an upload that was there before. Raises HelperRefused if it has ended there."""
+        if reason := answer.text("reason"):
+            raise HelperRefused(reason, f"the upload ended at the helper while it was away: {reason}", {})
+        durable = answer.number("durable")
+        self._resumed = self._resumed or durable > 0 or answer.fields.get("received", 0) != 0
+        if self._finishing and answer.text("state") == "finished":
+            return self.outbox.sent  # `finish` was carried out, and says the rest
+        return durable
 
     def _connected(self, connection: Connection) -> None:
         for statement in self._disclosure.unanswered:
             self._say(connection, statement)
         self._send()
         self._make_room()
+        self._events.connected()
 
     def _hear_whether_needed(self, answer: HelperAnswer) -> list[Statement]:
         needed = answer.fields.get("storage-index-needed") == 1

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 import attrs
 
 from client_shim.errors import HelperMisbehaved
-from client_shim.window import SendWindow
+from client_shim.window import WINDOW_MIN, SendWindow
 
 
 @attrs.frozen
@@ -32,15 +33,23 @@ class Outbox:
 
     It holds what is not known to be durable, and forgets the rest. So when a connection is lost, the identical
     bytes are sent again over the next: nothing is ever encrypted twice (protocol.txt §10.4).
+
+    A new process that goes on with an upload begins with what the old one had: `durable` bytes were acknowledged, and
+    `ring` is the ciphertext that follows. How much of that was sent nobody knows, so it counts as sent.
     """
 
-    def __init__(self) -> None:
-        self.sent = 0
+    def __init__(self, durable: int = 0, ring: Iterable[bytes] = ()) -> None:
+        self.sent = durable
         """Length of what was ever sent."""
-        self.durable = 0
+        self.durable = durable
         """Length of what was acknowledged, over whatever connection."""
+        self.window_size = WINDOW_MIN
+        """Bytes that may be on their way, as last known."""
         self._window: SendWindow | None = None  # while there is a connection
         self._again: deque[Message] = deque()  # sent over a connection that was lost; contiguous, as what follows
+        for ciphertext in ring:
+            self._again.append(Message(self.sent, ciphertext))
+            self.sent += len(ciphertext)
         self._on_their_way: deque[Message] = deque()
         self._unsent = bytearray()
         self._complete = False
@@ -95,6 +104,7 @@ class Outbox:
             raise HelperMisbehaved(f"it acknowledged bytes up to {message.end} and says that {durable} are durable")
         if self._window is not None:
             self._window.acknowledged(len(message.data), now)
+            self.window_size = self._window.size
         self._forget(min(durable, self.sent))
 
     def all_acknowledged(self) -> None:

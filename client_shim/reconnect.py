@@ -31,7 +31,7 @@ class Link(Protocol):
 
     largest_message: int
 
-    def on_lost(self, callback: Callable[[], None]) -> None: ...
+    def on_lost(self, callback: Callable[[], None]) -> Callable[[], None]: ...
     def open(self, upload_id: bytes, parameters: dict[bytes, int]) -> Awaitable[HelperAnswer]: ...
     def put_ciphertext(self, upload_id: bytes, offset: int, data: bytes) -> Awaitable[HelperAnswer]: ...
     def status(self, upload_id: bytes) -> Awaitable[HelperAnswer]: ...
@@ -56,6 +56,11 @@ class Connection:
         """How many calls were answered."""
         self._on_lost = on_lost
         self._calls: list[Deferred[HelperAnswer]] = []
+        self._unwatch: Callable[[], None] = lambda: None
+
+    def watch(self) -> None:
+        """From now on it is lost when its link is."""
+        self._unwatch = self.link.on_lost(lambda: self.lose(HelperLost()))
 
     def call(self, request: Callable[[Link], Awaitable[HelperAnswer]]) -> Deferred[HelperAnswer]:
         """The answer to `request`. Fails with Interrupted, whatever comes afterwards, if the connection is lost or
@@ -92,6 +97,11 @@ class Connection:
             self._on_lost(self, why)
             for call in calls:
                 call.errback(Interrupted())
+
+    def let_go(self, why: UploadError) -> None:
+        """Lose it though the link may stand, which then holds nothing of it any more: many uploads share a link."""
+        self._unwatch()
+        self.lose(why)
 
 
 def means_away(error: UploadError) -> bool:
@@ -145,11 +155,12 @@ class Reconnecting:
         self._delay = BACKOFF_MIN
         self._why: UploadError = HelperLost()
 
-    def start(self) -> Deferred[None]:
+    def start(self, patiently: bool = False) -> Deferred[None]:
         """Connect for the first time. Fails at once if no connection can be made: a helper that was never there may
-        be one that never will be. A connection that is lost before its greeting is answered is made again.
+        be one that never will be; unless `patiently`, when it is looked for as if it had been lost. A connection that
+        is lost before its greeting is answered is made again.
         """
-        self._attempt = Deferred.fromCoroutine(self._first())
+        self._attempt = Deferred.fromCoroutine(self._first(patiently))
         return self._attempt
 
     def stop(self, finish_greeting: bool = False) -> None:
@@ -158,23 +169,43 @@ class Reconnecting:
         if self._attempt is not None and not (self._greeting and finish_greeting):
             self._attempt.cancel()
 
-    async def farewell(self, request: Callable[[Link], Awaitable[HelperAnswer]]) -> None:
-        """Make one last call over the connection, if there is one; if it is lost, over another, but not for long.
+    def leave(self) -> None:
+        """Let go of the connection, and of every call over it: they fail with Interrupted. No calls after this."""
+        self.stop()
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.let_go(self._why)
+            self._events.disconnected()
+
+    async def farewell(self, request: Callable[[Link], Awaitable[HelperAnswer]], reach: bool = False) -> None:
+        """Make one last call over the connection, if there is one; if it is lost, or there is none and `reach`, over
+        another, but not for long.
 
         Raises UploadError.
         """
         self._stopped = self._leaving = True
         connection = self.connection
-        if connection is None:
+        if connection is None and not reach:
             return
         try:
-            await connection.call(request)
+            if connection is not None:
+                await connection.call(request)
+                return
         except Interrupted:
-            await self._again(lambda another: another.call(request), FAREWELL_PATIENCE)
+            pass
+        self._was_lost()
+        await self._again(lambda another: another.call(request), FAREWELL_PATIENCE)
 
-    async def _first(self) -> None:
-        link = await awaited(self._connect())
-        if not await self._greeted(link, self._events.greet):
+    async def _first(self, patiently: bool) -> None:
+        try:
+            link = await awaited(self._connect())
+        except UploadError as e:
+            if not (patiently and means_away(e)):
+                raise
+            self._why, found = e, False
+        else:
+            found = await self._greeted(link, self._events.greet)
+        if not found:
             self._was_lost()
             await self._find_again()
 
@@ -216,7 +247,7 @@ class Reconnecting:
     async def _greeted(self, link: Link, greet: Callable[[Connection], Awaitable[object]]) -> bool:
         """Whether there is a connection now."""
         connection = Connection(link, self._on_lost)
-        link.on_lost(lambda: connection.lose(HelperLost()))
+        connection.watch()
         self._greeting = True
         try:
             await greet(connection)

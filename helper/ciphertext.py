@@ -39,14 +39,12 @@ class CiphertextHasher:
         self._flat.update(data)
         view = memoryview(data)
         while view:
-            # A segment ends where its size says; while that is open, after what could be its size at least.
-            size = self._cutter.segment_size(self.size + len(view))
-            take = len(view) if size is None else min(len(view), size - self._segment_filled)
+            take, full = self._cutter.next_piece(self.size, self._segment_filled, len(view))
             self._segment.update(bytes(view[:take]) if take < len(data) else data)
             self._segment_filled += take
             self.size += take
             view = view[take:]
-            if size is not None and self._segment_filled == size:
+            if full:
                 self._tree.append(self._segment.digest())
                 self._segment = hashutil.crypttext_segment_hasher()
                 self._segment_filled = 0

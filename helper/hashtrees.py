@@ -77,6 +77,61 @@ class GrowingHashTree:
             width, level = width // 2, level + 1
 
 
+class HashTreeRoot:
+    """The root alone of a tree that grows a leaf at a time: keeps one node a level, and these can be stored."""
+
+    def __init__(self) -> None:
+        self._leaves = 0
+        # by level: the last node whose 2**level leaves are all known, while it is not part of a larger one
+        self._nodes: dict[int, bytes] = {}
+
+    def append(self, leaf: bytes) -> None:
+        """Add the hash (32 bytes) of the next leaf."""
+        self._leaves += 1
+        level, node = 0, leaf
+        while level in self._nodes:
+            node = pair_hash(self._nodes.pop(level), node)
+            level += 1
+        self._nodes[level] = node
+
+    def root(self) -> bytes:
+        """The root (32 bytes) of the tree as it would be without further leaves."""
+        if not self._leaves:
+            raise ValueError("a hash tree needs at least one leaf")
+        partial: bytes | None = None  # the node of this level with both real leaves and padding below it
+        top = roundup_pow2(self._leaves).bit_length() - 1
+        for level in range(top):
+            full = self._leaves >> level
+            if level in self._nodes:
+                right = _padding_row(level, full, full + 1) if partial is None else partial
+                partial = pair_hash(self._nodes[level], right)
+            elif partial is not None:
+                partial = pair_hash(partial, _padding_row(level, full + 1, full + 2))
+        return self._nodes[top] if partial is None else partial
+
+    def copy(self) -> HashTreeRoot:
+        """An independent tree with the same leaves."""
+        other = HashTreeRoot()
+        other._leaves, other._nodes = self._leaves, dict(self._nodes)
+        return other
+
+    def state(self) -> bytes:
+        """What `resumed` goes on from: the number of leaves (8 bytes, big-endian), the nodes kept, lowest first."""
+        return self._leaves.to_bytes(8, "big") + b"".join(self._nodes[level] for level in sorted(self._nodes))
+
+    @classmethod
+    def resumed(cls, state: bytes) -> HashTreeRoot:
+        """A tree with the leaves that the other had. ValueError for what is no state."""
+        tree = cls()
+        tree._leaves = int.from_bytes(state[:8], "big")
+        levels = [level for level in range(64) if tree._leaves >> level & 1]
+        if len(state) != 8 + NODE_SIZE * len(levels):
+            raise ValueError(f"the state of a hash tree of {tree._leaves} leaves has {len(levels)} nodes, "
+                             f"got {len(state)} bytes")
+        tree._nodes = {level: state[8 + NODE_SIZE * i:8 + NODE_SIZE * (i + 1)] for i, level in enumerate(levels)}
+        return tree
+
+
 @lru_cache(maxsize=64)
 def _padding_row(level: int, start: int, stop: int) -> bytes:
     """The nodes start..stop-1 of a level that have only padding below them."""

@@ -74,3 +74,13 @@ class SegmentCutter:
         if seen >= self._max:
             return round_up(self._max, self._k)
         return None
+
+    def next_piece(self, seen: int, filled: int, available: int) -> tuple[int, bool]:
+        """How many of the next `available` bytes belong to the segment that has `filled` of the `seen` bytes, and
+        whether it is full with them.
+
+        A segment ends where its size says; while that is open, after what could be its size at least.
+        """
+        size = self.segment_size(seen + available)
+        take = available if size is None else min(available, size - filled)
+        return take, size is not None and filled + take == size

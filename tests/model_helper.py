@@ -7,6 +7,7 @@ only received does not; a repeat is answered like the first. And it writes down 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import attrs
@@ -87,8 +88,7 @@ class ModelHelper:
             (wire,) = arguments
             upload = self.uploads.setdefault(upload_id, ModelUpload(wire))
             assert upload.wire == wire
-            return self._answer({"largest-message": 100, "credit": 1000, "storage-index-needed": 1, "durable": 0,
-                                 **self.open_fields})
+            return self._answer({**self._status_fields(upload), "largest-message": 100, "storage-index-needed": 1, **self.open_fields})
         if upload_id not in self.uploads:
             raise HelperRefused("unknown-upload", "", {})
         upload = self.uploads[upload_id]
@@ -120,10 +120,13 @@ class ModelHelper:
         self.seen[offset:offset + len(data)] = data
 
     def _status(self, upload: ModelUpload) -> Deferred[HelperAnswer]:
+        return self._answer({**self._status_fields(upload), **self.status_fields})
+
+    def _status_fields(self, upload: ModelUpload) -> dict[str, int | bytes]:
         state = b"open" if upload.ueb is None else b"finished"
         ended: dict[str, int | bytes] = {"reason": upload.ended.encode()} if upload.ended else {}
-        return self._answer({"state": state, "received": len(upload.received), "durable": upload.durable, "credit": 1,
-                             **ended, **self.status_fields})
+        return {"state": state, "received": len(upload.received), "durable": upload.durable,
+                "credit": 1000 - (len(upload.received) - upload.durable), **ended}
 
     def _assign(self, upload: ModelUpload, storage_index: bytes) -> Deferred[HelperAnswer]:
         upload.storage_indexes.append(storage_index)
@@ -176,8 +179,9 @@ class ModelLink:
         self._waiting: list[Deferred[HelperAnswer]] = []
         self._unanswered = 0
 
-    def on_lost(self, callback: Callable[[], None]) -> None:
+    def on_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
         self._lost.append(callback)
+        return partial(self._lost.remove, callback)
 
     def break_(self) -> None:
         if not self._broken:
@@ -185,7 +189,7 @@ class ModelLink:
             waiting, self._waiting = self._waiting, []
             for d in waiting:
                 d.errback(HelperLost())
-            for callback in self._lost:
+            for callback in list(self._lost):
                 callback()
 
     def __getattr__(self, method: str) -> Callable[..., Deferred[HelperAnswer]]:

@@ -97,8 +97,9 @@ class WireLink:
         self._waiting: list[Deferred[HelperAnswer]] = []
         self._lost: list[Callable[[], None]] = []
 
-    def on_lost(self, callback: Callable[[], None]) -> None:
+    def on_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
         self._lost.append(callback)
+        return partial(self._lost.remove, callback)
 
     async def open(self, upload_id: bytes, parameters: dict[bytes, int]) -> HelperAnswer:
         return await self._call("open", upload_id, parameters)
@@ -128,7 +129,7 @@ class WireLink:
         waiting, self._waiting = self._waiting, []
         for d in waiting:
             d.errback(HelperLost())
-        for callback in self._lost:
+        for callback in list(self._lost):
             callback()
 
     def methods(self) -> list[str]:
