@@ -181,7 +181,7 @@ class HelperUpload:
         if self.error is None:
             self.error = error
         # An `open` that is under way may go on: what it opens has to be aborted.
-        self._helper.stop(finish_greeting=not self._opened)
+        self._helper.stop(finish_greeting=not (self._opened or self._may_be_open))
         self._make_room()
 
     # -- connections -----------------------------------------------------------------------------------------

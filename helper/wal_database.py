@@ -35,7 +35,8 @@ class WalDatabase:
     durable when its call returns.
 
     `schema` is what takes it from one version to the next, a list of statements each: only ever add to its end; the
-    version (user_version) of a file is how many of these it has seen. `page_size` in bytes counts when the file is made.
+    version (user_version) of a file is how many of these it has seen. `page_size` (bytes) counts when the file is
+    made.
 
     After an sqlite3.Error nothing more may be asked of it but `close`: what a failed sync has left is not known.
     `open` then brings all that it finds to the disk anew.

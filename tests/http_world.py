@@ -1,4 +1,4 @@
-"""One HTTP connection in memory: what a client sends, what it gets, and a clock."""
+"""HTTP connections in memory: what a client sends, what it gets, and a clock; a Tahoe node as the gateway sees it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+from client_shim.gateway.errors import NodeAway
 from client_shim.gateway.exchange import Handler
 from client_shim.gateway.http_connection import ConnectionEvents, HttpConnection, Timeouts
+from client_shim.gateway.node_client import NodeClient, NodeRequest
 
 
 class MemoryTransport(StringTransport):
@@ -62,11 +64,94 @@ class MemoryTransport(StringTransport):
             self.protocol.connectionLost(Failure(why))
 
 
+class PipeTransport(MemoryTransport):
+    """One end of a connection in memory; what is written arrives at the other in a later turn."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+        self.other: PipeTransport | None = None
+        self._other_ended = False
+
+    def write(self, data: bytes) -> None:
+        if self.ended is None and self.other is not None:
+            self._clock.callLater(0, self.other.arrives, data)
+
+    def arrives(self, data: bytes) -> None:
+        self.undelivered += data
+        self.deliver()
+
+    def resumeProducing(self) -> None:
+        if self.producerState == "paused" and self.ended is None:
+            self.producerState = "producing"
+            self._clock.callLater(0, self.deliver)
+
+    def _end(self, why: Exception) -> None:
+        if self.ended is None:
+            super()._end(why)
+            if self.other is not None:
+                self._clock.callLater(0, self.other.cut_off)
+
+    def cut_off(self) -> None:
+        """The other end is closed, which is noticed when all that came has been read."""
+        self._other_ended = True
+        self.deliver()
+
+    def deliver(self) -> None:
+        super().deliver()
+        if self._other_ended and not self.undelivered and self.producerState == "producing":
+            self.cut()
+
+
+class MemoryNode:
+    """A client node whose web port is `handler`; for NodeClient's users."""
+
+    def __init__(self, handler: Handler, clock: Clock) -> None:
+        self.handler = handler
+        self.clock = clock
+        self.up = True
+        self.connections: list[PipeTransport] = []
+        self.requests: list[NodeRequest] = []
+
+    @property
+    def client(self) -> NodeClient:
+        """What asks it."""
+        return MemoryNodeClient(self)
+
+    def kill(self) -> None:
+        """Its connections break, and there are no new ones."""
+        self.up = False
+        for transport in self.connections:
+            transport.abortConnection()
+
+
+class MemoryNodeClient(NodeClient):
+    """A NodeClient whose connections are in memory."""
+
+    def __init__(self, node: MemoryNode) -> None:
+        super().__init__(lambda: "http://127.0.0.1:1/", None)
+        self._memory_node = node
+
+    async def connect(self) -> NodeRequest:
+        node = self._memory_node
+        if not node.up:
+            raise NodeAway("nothing listens at its node.url")
+        ours, its = PipeTransport(node.clock), PipeTransport(node.clock)
+        ours.other, its.other = its, ours
+        its.protocol = HttpConnection(node.handler, Timeouts(), node.clock)
+        ours.protocol = NodeRequest()
+        node.connections.append(its)
+        node.requests.append(ours.protocol)
+        its.protocol.makeConnection(its)
+        ours.protocol.makeConnection(ours)
+        return ours.protocol
+
+
 class HttpWorld:
     """A client's end of a connection to `handler`."""
 
-    def __init__(self, handler: Handler, timeouts: Timeouts | None = None) -> None:
-        self.clock = Clock()
+    def __init__(self, handler: Handler, timeouts: Timeouts | None = None, clock: Clock | None = None) -> None:
+        self.clock = Clock() if clock is None else clock
         self.refused: list[int] = []
         self.closed = 0
         self.transport = MemoryTransport()
@@ -96,6 +181,10 @@ class HttpWorld:
     def answers(self, *methods: str) -> list[Answer]:
         """What was answered since the last time, as answers to requests of these methods (default: one GET)."""
         return parse_answers(self.take(), methods or ("GET",), closed=self.over)
+
+    def answers_so_far(self, *methods: str) -> list[Answer]:
+        """The same, but what was answered is not forgotten."""
+        return parse_answers(self.transport.value(), methods or ("GET",), closed=self.over)
 
     @property
     def over(self) -> bool:

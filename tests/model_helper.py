@@ -88,7 +88,8 @@ class ModelHelper:
             (wire,) = arguments
             upload = self.uploads.setdefault(upload_id, ModelUpload(wire))
             assert upload.wire == wire
-            return self._answer({**self._status_fields(upload), "largest-message": 100, "storage-index-needed": 1, **self.open_fields})
+            return self._answer({**self._status_fields(upload), "largest-message": 100, "storage-index-needed": 1,
+                                 **self.open_fields})
         if upload_id not in self.uploads:
             raise HelperRefused("unknown-upload", "", {})
         upload = self.uploads[upload_id]

@@ -58,6 +58,16 @@ class BadSize(HandleError):
 
 
 @attrs.define(eq=False, str=False)
+class BadMetadata(HandleError):
+    code = "bad-metadata"
+    limit: int
+    came: int
+
+    def text(self) -> str:
+        return f"an upload may have {self.limit} bytes of metadata, got {self.came}"
+
+
+@attrs.define(eq=False, str=False)
 class SizeConflict(HandleError):
     """`expected`: the size declared before, or the bytes that are there already, if they are more than `came`."""
 
@@ -168,6 +178,14 @@ class LinkFailed(HandleError):
 
     def fields(self) -> dict[str, int | str]:
         return {"why": self.why, "reason": self.reason}
+
+
+@attrs.define(eq=False, str=False)
+class LinkBroken(HandleError):
+    code = "internal-error"
+
+    def text(self) -> str:
+        return "the gateway failed; its log says more"
 
 
 class JournalError(StreamingError):

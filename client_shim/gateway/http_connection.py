@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any
 
@@ -391,7 +392,8 @@ class _Exchange:
     async def begin(self, status: int, headers: HeaderList) -> None:
         headers = list(headers)
         given = {name.lower() for name, _value in headers}
-        headers += [(name, value) for name, value in self._always if name.lower() not in given]
+        headers += [(name, value) for name, value in (("Date", formatdate(usegmt=True)), *self._always)
+                    if name.lower() not in given]
         if not self.body_ended:
             self._abandoned = True
             headers.append(("Connection", "close"))

@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 import h11
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.logger import Logger
@@ -38,6 +39,7 @@ class HttpFactory(ServerFactory):
         self._connections: set[HttpConnection] = set()
         self._of_host: Counter[str] = Counter()
         self._hosts: dict[HttpConnection, str] = {}
+        self._last_closed: Deferred[None] | None = None
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         host = str(getattr(addr, "host", "local"))
@@ -50,10 +52,13 @@ class HttpFactory(ServerFactory):
         self._of_host[host] += 1
         return connection
 
-    def close_all(self) -> None:
-        """Cut every connection; handlers get ClientGone."""
+    async def close_all(self) -> None:
+        """Cut every connection; handlers get ClientGone. Returns when all are closed."""
         for connection in list(self._connections):
             connection.close_now()
+        if self._connections:
+            self._last_closed = Deferred()
+            await self._last_closed
 
     def _closed(self, connection: HttpConnection) -> None:
         if connection in self._connections:
@@ -62,6 +67,10 @@ class HttpFactory(ServerFactory):
             self._of_host[host] -= 1
             if not self._of_host[host]:
                 del self._of_host[host]
+        last_closed = self._last_closed
+        if last_closed is not None and not self._connections:
+            self._last_closed = None
+            last_closed.callback(None)
 
 
 def _refused(status: int) -> None:

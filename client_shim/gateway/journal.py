@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from client_shim.gateway.handle_errors import JournalFailed, JournalUnusable
 from client_shim.gateway.handle_records import COLUMNS, CREATE_HANDLES, HandleRecord, RingRow, record_of, row_of
 from client_shim.gateway.resumable_hash import HashState
+from helper.interfaces import LITERAL_MAX
 from helper.wal_database import Change, DatabaseUnusable, WalDatabase, reason_of_failure
 
 #: In the gateway's own directory.
@@ -41,6 +42,9 @@ SCHEMA: Sequence[Sequence[str]] = (
 
 _ADVICE = "uploads in progress cannot be resumed without it; restore it, or move it away"
 _PUT = f"INSERT OR REPLACE INTO handles ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
+_CHANGING = ("state", "touched", "size", "key", "upload_id", "metadata", "dircap", "name", "cap", "literal",
+             "error_code", "error_text")
+_UPDATE = f"UPDATE handles SET {', '.join(f'{column} = ?' for column in _CHANGING)} WHERE number = ?"  # noqa: S608
 _ALL = f"SELECT {', '.join(COLUMNS)} FROM handles ORDER BY number"  # noqa: S608
 
 
@@ -68,9 +72,15 @@ class Append:
             _free(self.number, self.free_below)]
 
 
-def put(record: HandleRecord, *, drop_ring: bool = False) -> list[Change]:
-    """Add or replace a handle. Its ring stays, or goes with the same commit."""
-    changes = [Change(_PUT, [row_of(record)])]
+def put(record: HandleRecord) -> list[Change]:
+    """Add a handle, or put another record in its place; without a ring."""
+    return [Change(_PUT, [row_of(record)]), _drop([record.number])]
+
+
+def update(record: HandleRecord, *, drop_ring: bool = False) -> list[Change]:
+    """Change a handle, but not its length and hashes, which go on with every append. Its ring stays, or goes."""
+    values = dict(zip(COLUMNS, row_of(record), strict=True))
+    changes = [Change(_UPDATE, [(*(values[column] for column in _CHANGING), record.number)])]
     return [*changes, _drop([record.number])] if drop_ring else changes
 
 
@@ -149,6 +159,8 @@ class JournalFile:
             ring.append(RingRow(start, data))
         if ring and ring[-1].end != record.length:
             raise self._damaged(f"ciphertext ends at {ring[-1].end}, expected {record.length}")
+        if 0 < record.length <= LITERAL_MAX and not (ring and ring[0].start == 0):
+            raise self._damaged("the beginning of a file is missing, which nobody else has")
         return ring
 
     def rings(self) -> set[int]:

@@ -23,7 +23,8 @@ from helper.segments import SegmentCutter
 
 DIGEST_SIZE = 32  # bytes
 BLOCK = 64  # bytes that SHA-256 takes in at a time
-_STATE_HEAD = struct.Struct(">8IQ")  # the words of the state, the length so far in bytes; then the bytes of a block begun
+#: The words of the state and the length so far in bytes. The bytes of a block that was begun follow.
+_STATE_HEAD = struct.Struct(">8IQ")
 _LENGTH_MAX = 2**61 - 1  # bytes; what SHA-256 is defined for
 
 

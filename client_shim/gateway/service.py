@@ -52,6 +52,7 @@ class Gateway:
         self._settings = settings
         self._state = StateDirectory(config.directory)
         self._client = StreamingClient(config)
+        self._streams = Streams(self._client.upload, settings.helper_wait, reactor)
         self._site: Site | None = None
         self._factory = HttpFactory(
             self._handle, Timeouts(settings.head_timeout, settings.body_timeout, settings.idle_timeout),
@@ -83,7 +84,8 @@ class Gateway:
         port, self._port = self._port, None
         if port is not None:
             await _done(port.stopListening())
-        self._factory.close_all()
+        await self._factory.close_all()
+        await self._streams.stop()
         await self._client.stop()
         self._state.release()
 
@@ -105,12 +107,11 @@ class Gateway:
         wait = self._settings.helper_wait
         node = NodeClient(self._config.node_url, reactor)
         proxy = Proxy(node)
-        streams = Streams(self._client, wait, reactor)
         linker = Linker(node, wait, reactor)
         return [
-            Route("put-uri", is_put_unlinked, PutUnlinked(streams)),
-            Route("put-child", lambda head: place_of_put(head) is not None, PutLinked(streams, linker, proxy)),
-            Route("post-uri", is_form, PostForm(streams, proxy)),
+            Route("put-uri", is_put_unlinked, PutUnlinked(self._streams)),
+            Route("put-child", lambda head: place_of_put(head) is not None, PutLinked(self._streams, linker, proxy)),
+            Route("post-uri", is_form, PostForm(self._streams, proxy)),
             Route("node", lambda _head: True, proxy),
         ]
 

@@ -1,4 +1,4 @@
-"""SHA-256 that is stored and taken up again (client_shim/gateway/resumable_hash.py), against hashlib and stock Tahoe."""
+"""SHA-256 that is stored and taken up again (gateway/resumable_hash.py), against hashlib and stock Tahoe."""
 
 from __future__ import annotations
 
