@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,15 +15,21 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
 from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
 
 from client_shim.client import StreamingClient
+from client_shim.gateway.checksums import CheckedBodies
 from client_shim.gateway.errors import CannotListen
 from client_shim.gateway.exchange import Exchange
 from client_shim.gateway.forms import PostForm
+from client_shim.gateway.handle_links import HandleLinks
+from client_shim.gateway.handles import Handles
 from client_shim.gateway.http_connection import Timeouts
 from client_shim.gateway.http_factory import ConnectionLimits, HttpFactory
+from client_shim.gateway.journal import JOURNAL_NAME, Journal, JournalFile
 from client_shim.gateway.linking import Linker
 from client_shim.gateway.node_client import NodeClient
 from client_shim.gateway.protection import Protection, hosts_of
@@ -33,6 +40,8 @@ from client_shim.gateway.site import Route, Site
 from client_shim.gateway.state import StateDirectory
 from client_shim.gateway.streams import Streams
 from client_shim.gateway.upload_requests import is_form, is_put_unlinked, place_of_put
+from client_shim.gateway.upload_resource import UploadPatience, Uploads
+from client_shim.gateway.upload_routes import upload_routes
 from client_shim.node_config import NodeConfig, read_node_config
 from helper.errors import StreamingError
 from helper.streaming_cfg import SettingsError
@@ -53,6 +62,13 @@ class Gateway:
         self._state = StateDirectory(config.directory)
         self._client = StreamingClient(config)
         self._streams = Streams(self._client.upload, settings.helper_wait, reactor)
+        self._linker = Linker(NodeClient(config.node_url, reactor), settings.helper_wait, reactor)
+        # one thread: changes wait for each other, and what is asked for meanwhile becomes the next one
+        self._journal_thread = ThreadPool(1, 1, "gateway journal")
+        journal = Journal(JournalFile(self._state.path / JOURNAL_NAME),
+                          partial(deferToThreadPool, reactor, self._journal_thread))
+        self._handles = Handles(journal, self._client.link, config.parameters, settings.handles, reactor,
+                                HandleLinks(self._linker), reveal=config.settings.reveal)
         self._site: Site | None = None
         self._factory = HttpFactory(
             self._handle, Timeouts(settings.head_timeout, settings.body_timeout, settings.idle_timeout),
@@ -64,9 +80,12 @@ class Gateway:
         _ = self._config.helper_furl  # NoHelperConfigured
         self._state.take()
         try:
+            self._journal_thread.start()
+            await self._handles.start()
             self._port = await self._listen()
             address = self._port.getHost()
-            self._site = Site(self._routes(), self._protection(address), reactor)
+            protection = self._protection(address)
+            self._site = Site(self._routes(protection), protection, reactor)
             url = url_of(address)
             if url is None:
                 return str(address)
@@ -85,6 +104,8 @@ class Gateway:
         if port is not None:
             await _done(port.stopListening())
         await self._factory.close_all()
+        await self._handles.stop()
+        self._journal_thread.stop()
         await self._streams.stop()
         await self._client.stop()
         self._state.release()
@@ -103,15 +124,16 @@ class Gateway:
         here = [address.host] if isinstance(address, IPv4Address | IPv6Address) else []
         return Protection(hosts_of([*here, *self._settings.hosts]), frozenset(self._settings.allow_origins))
 
-    def _routes(self) -> list[Route]:
-        wait = self._settings.helper_wait
-        node = NodeClient(self._config.node_url, reactor)
-        proxy = Proxy(node)
-        linker = Linker(node, wait, reactor)
+    def _routes(self, protection: Protection) -> list[Route]:
+        proxy = Proxy(NodeClient(self._config.node_url, reactor))
+        uploads = Uploads(self._handles, UploadPatience(self._settings.helper_wait, self._config.settings.patience),
+                          reactor)
         return [
             Route("put-uri", is_put_unlinked, PutUnlinked(self._streams)),
-            Route("put-child", lambda head: place_of_put(head) is not None, PutLinked(self._streams, linker, proxy)),
+            Route("put-child", lambda head: place_of_put(head) is not None,
+                  PutLinked(self._streams, self._linker, proxy)),
             Route("post-uri", is_form, PostForm(self._streams, proxy)),
+            *upload_routes(uploads, CheckedBodies(self._settings.checksum_body_max), protection.check),
             Route("node", lambda _head: True, proxy),
         ]
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import attrs
 
-from helper.streaming_cfg import Key, count_of, duration_of, read_section
+from client_shim.gateway.handle_settings import HandleSettings
+from helper.streaming_cfg import Key, count_of, duration_of, read_section, size_of
 
 SECTION = "gateway"
 
@@ -14,6 +15,7 @@ SECTION = "gateway"
 DEFAULT_LISTEN = "tcp:3457:interface=127.0.0.1"
 
 _DURATION = "a duration such as 30 seconds"
+_HANDLES = HandleSettings()
 
 
 @attrs.frozen
@@ -38,6 +40,19 @@ class GatewaySettings:
     hosts: tuple[str, ...] = ()
     #: Origins (https://name) whose pages may write here.
     allow_origins: tuple[str, ...] = ()
+    #: Of upload handles: see HandleSettings.
+    handles_max: int = _HANDLES.handles_max
+    handle_expiry: int = _HANDLES.handle_expiry
+    result_retention: int = _HANDLES.result_retention
+    ring_memory: int = _HANDLES.ring_memory
+    #: Bytes of one body of tus that comes with a checksum, which stays in memory until it is verified.
+    checksum_body_max: int = 8 * 1024 * 1024
+
+    @property
+    def handles(self) -> HandleSettings:
+        """What holds for upload handles."""
+        return HandleSettings(self.handles_max, self.handle_expiry, self.result_retention, self.ring_memory,
+                              self.helper_wait)
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -71,6 +86,11 @@ _KEYS = {
     "hosts": Key("hosts", _words, "names of hosts, with spaces between them"),
     "allow-origins": Key("allow_origins", _origins,
                          "origins such as https://uploads.example, with spaces between them"),
+    "handles-max": Key("handles_max", count_of, "a number of uploads"),
+    "handle-expiry": Key("handle_expiry", duration_of, _DURATION),
+    "result-retention": Key("result_retention", duration_of, _DURATION),
+    "ring-memory": Key("ring_memory", size_of, "a size such as 256 MiB"),
+    "checksum-body-max": Key("checksum_body_max", size_of, "a size such as 8 MiB"),
 }
 
 
