@@ -1,4 +1,4 @@
-"""Upload handles behind HTTP, in memory: clients' connections, the gateway's real handles and journal, a whole helper."""
+"""Upload handles behind HTTP, in memory: clients' connections, the gateway's handles and journal, a whole helper."""
 
 from __future__ import annotations
 

@@ -158,14 +158,11 @@ def file_name_of(headers: Headers) -> str | None:
         return None
     message = Message()
     message["Content-Disposition"] = value
-    extended = message.get_param("filename*", header="content-disposition")
-    name = extended if isinstance(extended, tuple) else message.get_filename()
-    if isinstance(name, tuple):
-        charset, _language, text = name
-        name = _decoded(text, charset or "ascii")
-    elif name is not None:
-        name = _decoded(name, "utf-8")
-    return name or None
+    names = [text for name, text in message.get_params([], "content-disposition") if name.lower() == "filename"]
+    # filename*, which comes as a tuple, is what those understand who understand it
+    for name in sorted(names, key=lambda name: isinstance(name, str)):
+        return (_decoded(name, "utf-8") if isinstance(name, str) else _decoded(name[2], name[0] or "ascii")) or None
+    return None
 
 
 def _decoded(text: str, charset: str) -> str:

@@ -1,4 +1,4 @@
-"""Every normative sentence of the two specifications of /uploads/ is quoted in the docstring of the test that tests it."""
+"""Every normative sentence of the specifications of /uploads/ is quoted in the docstring of the test that tests it."""
 
 from __future__ import annotations
 
