@@ -66,7 +66,7 @@ _SCHEMA: Any = RIStreamingHelper  # Foolscap makes it a mapping of its methods
 
 
 #: Thousands of worlds sync all the time, and whether a disk really does is not their subject.
-_QUICK_DISK = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+QUICK_DISK = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 class Stuck(AssertionError):
@@ -240,7 +240,7 @@ class World:
 
     def __enter__(self) -> Self:
         globalLogPublisher.addObserver(cast(ILogObserver, self._observe))
-        self.directory = Path(tempfile.mkdtemp(prefix="tahoe-stream-test", dir=_QUICK_DISK))
+        self.directory = Path(tempfile.mkdtemp(prefix="tahoe-stream-test", dir=QUICK_DISK))
         self.start()
         return self
 

@@ -135,7 +135,7 @@ class Handle:
         self._wanted = self._now()
         self._claims += 1
         try:
-            if self._record.state is HandleState.OPEN:
+            if self._record.state in (HandleState.OPEN, HandleState.COMPLETING):
                 await self._awake()
                 await self._until_settled(turn)
             self._check_turn(turn)
@@ -383,20 +383,22 @@ class Handle:
 
     async def _until_settled(self, turn: int) -> None:
         """Raises HelperAway when nothing has become durable for `helper_wait`."""
-        stream = self._open_stream()
+        stream = self._stream
 
         def settled() -> bool:
             self._check_turn(turn)
-            return self._record.state is not HandleState.OPEN or stream.settled
+            if stream is None or stream is not self._stream:  # it has ended
+                return True
+            return stream.settled if self._record.state is HandleState.OPEN else stream.durable == stream.length
 
         while not settled():
-            before = stream.durable
+            before = self.status.offset
             waiting = Deferred.fromCoroutine(self.changes.until(settled))
             try:
                 await waiting.addTimeout(self._parts.settings.helper_wait, self._parts.streams.clock)
             except TimedOut:
-                if stream.durable == before:
-                    raise HelperAway(RETRY_AFTER, stream.away) from None
+                if self.status.offset == before:
+                    raise HelperAway(RETRY_AFTER, self.status.away) from None
 
     def _open_stream(self) -> Stream:
         self._check_usable()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 
+from client_shim.errors import HelperUnreachable
 from helper.errors import StreamingError
 
 
@@ -134,6 +135,13 @@ class GatewayStopping(HandleError):
 
     def text(self) -> str:
         return "the gateway is stopping; the upload can go on when it is back"
+
+
+@attrs.define(eq=False, str=False)
+class HelperUnusable(HelperUnreachable):
+    """What was found is not the helper: `code` says what. It may yet come: somebody may set the furl right."""
+
+    code: str  # type: ignore[misc]
 
 
 @attrs.define(eq=False, str=False)

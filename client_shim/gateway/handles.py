@@ -20,7 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from client_shim.disclosure import RevealStorageIndex
-from client_shim.errors import HelperUnreachable, UploadError
+from client_shim.errors import UploadError
 from client_shim.gateway.handle import Handle, HandleParts, LinkFile, Writer
 from client_shim.gateway.handle_errors import (
     BadHandleId,
@@ -28,6 +28,7 @@ from client_shim.gateway.handle_errors import (
     BadSize,
     GatewayStopping,
     HandleExpired,
+    HelperUnusable,
     JournalError,
     JournalFailed,
     TooManyHandles,
@@ -98,6 +99,7 @@ class Handles:
         self._due: set[IDelayedCall] = set()
         self._failure: JournalFailed | None = None
         self._swept = 0.0
+        self._sweeping = False
         self._nothing_expires_before = 0.0
 
     async def start(self) -> None:
@@ -182,12 +184,13 @@ class Handles:
     # -- looking after them ------------------------------------------------------------------------------------
 
     async def _sweep(self) -> None:
-        try:
-            if self._failure is None:
+        self._later(SWEEP_INTERVAL, self._sweep)
+        if self._failure is None and not self._sweeping:
+            self._sweeping = True
+            try:
                 await self.sweep()
-        finally:
-            if self._running:
-                self._later(SWEEP_INTERVAL, self._sweep)
+            finally:
+                self._sweeping = False
 
     async def sweep(self) -> None:
         """Put to rest what is idle, give up what has been idle for too long, forget what has ended long ago."""
@@ -281,7 +284,7 @@ class Handles:
         except UploadError as e:
             if means_away(e):
                 raise
-            raise HelperUnreachable(e.code) from e
+            raise HelperUnusable(e.code, e.code) from e
 
     def _later(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         def begin() -> None:
