@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import signal
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import attrs
 from twisted.internet import reactor as _reactor
@@ -14,8 +14,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort
-from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, globalLogBeginner, textFileLogObserver
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from client_shim.client import StreamingClient
 from client_shim.gateway.errors import CannotListen
@@ -144,9 +145,21 @@ def run_gateway(node_directory: Path, listen: str | None, err: TextIO) -> int:
         return 1
     if listen is not None:
         settings = attrs.evolve(settings, listen=listen)
-    globalLogBeginner.beginLoggingTo([textFileLogObserver(err)], redirectStandardIO=False, discardBuffer=True)
+    globalLogBeginner.beginLoggingTo([_log_to(err)], redirectStandardIO=False, discardBuffer=True)
     _raise_limit_of_files()
     return _Run(Gateway(config, settings), err).run()
+
+
+def _log_to(err: TextIO) -> ILogObserver:
+    """Everything but Twisted's own routine: factories that start, a loop that ends."""
+    write = textFileLogObserver(err)
+
+    @implementer(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        if event.get("log_level") is not LogLevel.info or not str(event.get("log_namespace")).startswith("twisted."):
+            write(event)
+
+    return cast(ILogObserver, observe)
 
 
 def _raise_limit_of_files() -> None:
