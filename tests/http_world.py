@@ -139,7 +139,7 @@ class MemoryNodeClient(NodeClient):
         ours, its = PipeTransport(node.clock), PipeTransport(node.clock)
         ours.other, its.other = its, ours
         its.protocol = HttpConnection(node.handler, Timeouts(), node.clock)
-        ours.protocol = NodeRequest()
+        ours.protocol = NodeRequest("127.0.0.1", 3456)
         node.connections.append(its)
         node.requests.append(ours.protocol)
         its.protocol.makeConnection(its)

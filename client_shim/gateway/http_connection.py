@@ -186,7 +186,7 @@ class HttpConnection(Protocol):
 
     # -- ends ------------------------------------------------------------------------------------------------
 
-    def _refuse(self, status: int, reason: str) -> None:
+    def _refuse(self, status: int, reason: str, *, linger: bool = True) -> None:
         """Answer what has no handler, and close."""
         parser = h11.Connection(h11.SERVER)
         body = f"{reason}\n".encode("ascii")
@@ -197,7 +197,7 @@ class HttpConnection(Protocol):
             self.transport.write(parser.send(event))
         self._events.refused(status)
         self._head.clear()
-        self._close(linger=True)
+        self._close(linger=linger)
 
     def _close(self, *, linger: bool) -> None:
         self._closing = True
@@ -213,7 +213,7 @@ class HttpConnection(Protocol):
     def _head_too_slow(self) -> None:
         self._timer = None
         if self._head:
-            self._refuse(408, f"a head must be complete in {self._timeouts.head:g} seconds")
+            self._refuse(408, f"a head must be complete in {self._timeouts.head:g} seconds", linger=False)
         else:
             self._close(linger=False)
 

@@ -41,7 +41,9 @@ class NodeRequest(Protocol):
 
     transport: Any
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "", port: int = 0) -> None:
+        self.host = host
+        self.port = port
         self._parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_MAX)
         self._outgoing = Outgoing(_lost)
         self._waiting: Deferred[None] | None = None
@@ -179,7 +181,7 @@ class NodeClient:
             raise NodeAway("its node.url is no http://HOST:PORT")
         endpoint = HostnameEndpoint(self._reactor, host, port, timeout=CONNECT_TIMEOUT)
         try:
-            request = await endpoint.connect(Factory.forProtocol(NodeRequest))
+            request = await endpoint.connect(Factory.forProtocol(lambda: NodeRequest(host, port)))  # type: ignore[arg-type]
         except ConnectError as e:
             raise NodeAway("nothing listens at its node.url") from e
         if not isinstance(request, NodeRequest):

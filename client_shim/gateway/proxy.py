@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from urllib.parse import urlsplit, urlunsplit
 
 from client_shim.gateway.errors import NodeAway
 from client_shim.gateway.exchange import Exchange, Headers
@@ -19,6 +20,17 @@ def end_to_end(headers: Headers) -> list[tuple[str, str]]:
     of_connection = {name.strip().lower() for value in headers.get_all("connection") for name in value.split(",")}
     dropped = _HOP_BY_HOP | of_connection
     return [(name, value) for name, value in headers if name.lower() not in dropped]
+
+
+def _here(location: str, port: int, hosts: Container[str | None]) -> str:
+    """A redirection without the node's own address, which it makes of the Host header and its own port."""
+    try:
+        parts = urlsplit(location)
+        if parts.scheme == "http" and parts.hostname in hosts and parts.port == port:
+            return urlunsplit(("", "", parts.path or "/", parts.query, parts.fragment))
+    except ValueError:
+        pass  # as it is
+    return location
 
 
 class Proxy:
@@ -62,7 +74,10 @@ class Proxy:
 
     async def _answer(self, exchange: Exchange, request: NodeRequest) -> None:
         answer = await request.answer()
-        await exchange.begin(answer.status, end_to_end(answer.headers))
+        own_host = urlsplit(f"//{exchange.head.headers.get('host') or ''}").hostname
+        headers = [(name, _here(value, request.port, {request.host, own_host}) if name.lower() == "location" else value)
+                   for name, value in end_to_end(answer.headers)]
+        await exchange.begin(answer.status, headers)
         while piece := await request.read():
             await exchange.write(piece)
         await exchange.end()

@@ -6,7 +6,7 @@ import resource
 import signal
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import attrs
 from twisted.internet import reactor as _reactor
@@ -16,9 +16,10 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort
 from twisted.internet.threads import deferToThreadPool
-from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, globalLogBeginner, textFileLogObserver
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
+from zope.interface import implementer
 
 from client_shim.client import StreamingClient
 from client_shim.gateway.checksums import CheckedBodies
@@ -166,9 +167,21 @@ def run_gateway(node_directory: Path, listen: str | None, err: TextIO) -> int:
         return 1
     if listen is not None:
         settings = attrs.evolve(settings, listen=listen)
-    globalLogBeginner.beginLoggingTo([textFileLogObserver(err)], redirectStandardIO=False, discardBuffer=True)
+    globalLogBeginner.beginLoggingTo([_log_to(err)], redirectStandardIO=False, discardBuffer=True)
     _raise_limit_of_files()
     return _Run(Gateway(config, settings), err).run()
+
+
+def _log_to(err: TextIO) -> ILogObserver:
+    """Everything but Twisted's own routine: factories that start, a loop that ends."""
+    write = textFileLogObserver(err)
+
+    @implementer(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        if event.get("log_level") is not LogLevel.info or not str(event.get("log_namespace")).startswith("twisted."):
+            write(event)
+
+    return cast(ILogObserver, observe)
 
 
 def _raise_limit_of_files() -> None:

@@ -241,6 +241,19 @@ def test_a_client_that_goes_ends_the_request_to_the_node() -> None:
     assert passing.accesses[0][2] == "gone"
 
 
+@pytest.mark.parametrize(("location", "told"), [
+    ("http://localhost:3456/uri/x?a=b#c", "/uri/x?a=b#c"), ("http://127.0.0.1:3456", "/"), ("/uri/x", "/uri/x"),
+    ("http://elsewhere.example:3456/a", "http://elsewhere.example:3456/a"), ("relative", "relative"),
+    ("http://localhost:99/a", "http://localhost:99/a"), ("http://localhost:nonsense/", "http://localhost:nonsense/")])
+def test_redirections_lead_to_the_gateway(location: str, told: str) -> None:
+    async def node(exchange: Exchange) -> None:
+        await exchange.respond(302, [("Location", location)])
+
+    passing = Passing(node)
+    passing.send(b"GET / HTTP/1.1\r\nHost: localhost:99\r\n\r\n")
+    assert passing.answer().headers["location"] == told
+
+
 def test_upgrades_are_not_made() -> None:
     passing = Passing(echo)
     passing.send(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
