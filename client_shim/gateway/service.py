@@ -106,7 +106,8 @@ class Gateway:
             await _done(port.stopListening())
         await self._factory.close_all()
         await self._handles.stop()
-        self._journal_thread.stop()
+        if self._journal_thread.started:
+            self._journal_thread.stop()
         await self._streams.stop()
         await self._client.stop()
         self._state.release()
