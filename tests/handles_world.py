@@ -40,6 +40,8 @@ class GatewayWorld:
         self.settings = settings
         self.helper = ModelHelper(self.clock, parameters)
         self.connect = connect or self.helper.connect
+        #: Breaks the connection to the helper.
+        self.cut: Callable[[], None] = self.helper.cut
         self.linked: list[tuple[LinkTarget, bytes]] = []
         self.link_fails: Exception | None = None
         self.link: Callable[[LinkTarget, bytes], Awaitable[None]] = self._link
@@ -129,7 +131,7 @@ class GatewayWorld:
         """The gateway's process ends at once, and the machine's disk keeps what was synced: the next life opens copies
         of the journal's files as they are now, while the dead process still has its own open."""
         self.process.end()
-        self.helper.cut()
+        self.cut()
         self.lives += 1
         after = self.root / f"life {self.lives}"
         shutil.copytree(self.directory, after)

@@ -40,6 +40,7 @@ from client_shim.gateway.handle_records import HandleRecord, HandleState, Handle
 from client_shim.gateway.handle_settings import HandleSettings
 from client_shim.gateway.journal import put, remove, touch, update
 from client_shim.gateway.stream import Stream, StreamParts
+from client_shim.gateway.writer import Writer
 from helper.errors import StreamingError
 from helper.interfaces import LITERAL_MAX, SIZE_MAX
 
@@ -79,6 +80,7 @@ class Handle:
         self._wanted = record.touched
         self._claims = 0  # of those who are about to write, or to change something
         self._changing = DeferredLock()
+        self._completed = False  # nothing can follow, also while the journal does not know it yet
 
     @property
     def record(self) -> HandleRecord:
@@ -212,9 +214,10 @@ class Handle:
     async def settle(self, writer: Writer) -> int:
         """See Writer.settle."""
         writer.check()
-        if self._record.state is HandleState.OPEN:
-            stream = self._open_stream()
-            await self.changes.until(lambda: writer.goes_on and stream.durable == stream.length)
+        stream = self._stream
+        if stream is not None:
+            await self.changes.until(
+                lambda: writer.goes_on and (stream is not self._stream or stream.durable == stream.length))
         return self._length()
 
     async def set_size(self, writer: Writer, size: int) -> None:
@@ -223,9 +226,10 @@ class Handle:
         record = self._record
         if not 0 <= size <= SIZE_MAX:
             raise BadSize(SIZE_MAX, size)
-        if record.size is not None:
-            if record.size != size:
-                raise SizeConflict(record.size, size)
+        declared = self._length() if self._completed else record.size
+        if declared is not None:
+            if declared != size:
+                raise SizeConflict(declared, size)
             return
         if self._length() > size:
             raise SizeConflict(self._length(), size)
@@ -234,7 +238,7 @@ class Handle:
     async def close(self, writer: Writer) -> bytes:
         """See Writer.close."""
         writer.check()
-        if self._record.state is HandleState.OPEN:
+        if self._record.state is HandleState.OPEN and not self._completed:
             length = self._length()
             if self._record.size is not None and length != self._record.size:
                 raise NotComplete(self._record.size, length)
@@ -299,8 +303,11 @@ class Handle:
     # -- the end of the file -----------------------------------------------------------------------------------
 
     async def _complete(self, length: int) -> None:
-        """From now on nothing can follow."""
-        self._claims += 1  # whatever becomes of the writer
+        """From now on nothing can follow, whatever becomes of the writer."""
+        if self._completed:
+            return
+        self._completed = True
+        self._claims += 1
         try:
             await self._change(state=HandleState.COMPLETING, size=length)
         finally:
@@ -402,7 +409,7 @@ class Handle:
 
     def _open_stream(self) -> Stream:
         self._check_usable()
-        if self._record.state is not HandleState.OPEN:
+        if self._completed or self._record.state is not HandleState.OPEN:
             raise AlreadyComplete(self._length())
         if self._stream is None:
             raise RuntimeError("a handle with a writer is awake")
@@ -481,75 +488,3 @@ def _described(failure: Failure) -> str:
     """What happened and where, but not the error's text, which may quote a cap."""
     where = failure.frames[-1] if failure.frames else ("?", "?", 0)
     return f"{type(failure.value).__name__} in {where[0]}, line {where[2]} of {os.path.basename(where[1])}"
-
-
-class Writer:
-    """Who may write to a handle: one request. Calls raise TakenOver when a newer one has come, and what has ended the
-    handle when something has; `on_ended` is called with that error then, once, if it is set. One call at a time.
-    """
-
-    def __init__(self, handle: Handle, offset: int, began: float) -> None:
-        self.on_ended: Callable[[HandleError], None] = lambda _why: None
-        self._handle = handle
-        self._start = offset
-        self._began = began
-        self._over: HandleError | None = None
-
-    @property
-    def offset(self) -> int:
-        """Length that may be stated: all of it is durable. After take_over and settle the next byte goes there; while
-        more is written it follows behind, and never goes back."""
-        return max(self._start, self._handle.status.offset)
-
-    async def write(self, data: bytes) -> None:
-        """The next bytes of the file. Returns when they are encrypted and on their way into the journal, and thence to
-        the helper; what is on its way is bounded.
-
-        Raises SizeExceeded (nothing of `data` was taken), AlreadyComplete, or why the writer has ended.
-        """
-        await self._handle.write(self, data)
-
-    async def settle(self) -> int:
-        """Wait until all that was written is durable; returns the offset. While the helper is away it waits."""
-        return await self._handle.settle(self)
-
-    async def set_size(self, size: int) -> None:
-        """The file will have `size` bytes; durable when this returns. Once, or the same again.
-
-        Raises BadSize, SizeConflict.
-        """
-        await self._handle.set_size(self, size)
-
-    async def close(self) -> bytes:
-        """The file is complete: returns its cap, when it is stored, and linked if that was wanted. May be repeated, by
-        any later writer too; goes on if this writer ends, and over restarts.
-
-        Raises NotComplete if fewer bytes came than were declared; HandleFailed; LinkFailed, which has the cap.
-        """
-        return await self._handle.close(self)
-
-    def release(self) -> None:
-        """This request is over. What was written stays, and goes on to the helper. Safe to repeat."""
-        self._over = self._over or TakenOver()
-        self._handle.release(self)
-
-    def check(self) -> None:
-        """Raises why it has ended, if it has."""
-        if self._over is not None:
-            raise self._over
-
-    @property
-    def goes_on(self) -> bool:
-        """True; raises as `check` does."""
-        self.check()
-        return True
-
-    def rate(self, durable: int, now: float) -> float:
-        """Bytes a second that became durable since it began."""
-        return max(0, durable - self._start) / max(1.0, now - self._began)
-
-    def end(self, why: HandleError) -> None:
-        """For the handle: nothing more is taken from it."""
-        if self._over is None:
-            self._over = why
-            self.on_ended(why)

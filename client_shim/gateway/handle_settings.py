@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import attrs
 
+from helper.streaming_cfg import Key, count_of, duration_of, size_of
+
 DAY = 24 * 3600
 MiB = 1024 * 1024
 
@@ -23,3 +25,12 @@ class HandleSettings:
     ring_memory: int = 256 * MiB
     #: How long a request waits for a helper that is away, or takes nothing, before it is told to come again.
     helper_wait: int = 10
+
+
+#: Keys of section [gateway] of streaming.cfg that are fields of HandleSettings; `helper_wait` is the gateway's own too.
+HANDLE_KEYS = {
+    "handles-max": Key("handles_max", count_of, "a number of uploads"),
+    "handle-expiry": Key("handle_expiry", duration_of, "a duration such as 7 days", least=60),
+    "result-retention": Key("result_retention", duration_of, "a duration such as 7 days", least=60),
+    "ring-memory": Key("ring_memory", size_of, "a size such as 256 MiB, at least 1 MiB", least=MiB),
+}

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 
 from client_shim.disclosure import RevealStorageIndex
 from client_shim.errors import UploadError
-from client_shim.gateway.handle import Handle, HandleParts, LinkFile, Writer
+from client_shim.gateway.handle import Handle, HandleParts, LinkFile
 from client_shim.gateway.handle_errors import (
     BadHandleId,
     BadMetadata,
@@ -49,6 +49,7 @@ from client_shim.gateway.journal import Journal, put, remove
 from client_shim.gateway.resumable_hash import ResumableCiphertextHasher, require_resumable_hash
 from client_shim.gateway.ring_memory import RingMemory
 from client_shim.gateway.stream import StreamParts
+from client_shim.gateway.writer import Writer
 from client_shim.reconnect import Link, awaited, means_away
 from helper.interfaces import KEY_SIZE, SIZE_MAX, UPLOAD_ID_SIZE
 from helper.parameters import Parameters

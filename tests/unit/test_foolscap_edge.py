@@ -417,6 +417,8 @@ def test_a_connection_that_breaks_under_a_call(helper: LoopbackHelper) -> None:
 
     async def watch() -> None:
         link.on_lost(lambda: lost.append(1))
+        forget = link.on_lost(lambda: lost.append(2))
+        forget()
 
     helper.run(watch)
 

@@ -28,6 +28,7 @@ from client_shim.gateway.handle_errors import (
     HandleFailed,
     HelperAway,
     JournalFailed,
+    JournalUnusable,
     LinkFailed,
     NotComplete,
     SizeConflict,
@@ -171,6 +172,21 @@ def test_nothing_follows_a_complete_file(world: GatewayWorld) -> None:
     assert isinstance(world.error(later.write(b"more")), AlreadyComplete)
     world.helper.fate = lambda _method: "ok"
     assert world.result(later.close()) == CAP
+
+
+def test_nothing_follows_while_it_is_being_journalled_that_the_file_is_complete(world: GatewayWorld) -> None:
+    handle = world.create()
+    writer = writer_of(world, handle)
+    world.result(writer.write(DATA))
+    world.result(writer.settle())
+    closing = outcome(begin(writer.close()))  # its commit waits for a turn of the clock
+    (newer,) = outcome(begin(handle.take_over()))
+    assert handle.status.state is HandleState.OPEN
+    assert isinstance(world.error(newer.write(b"more")), AlreadyComplete)
+    assert isinstance(world.error(newer.set_size(len(DATA) + 1)), SizeConflict)
+    assert world.result(newer.close()) == CAP
+    assert isinstance(closing[0].value, TakenOver)
+    assert world.helper.calls.count("finish") == 1
 
 
 def test_two_handles_have_keys_and_upload_ids_of_their_own(world: GatewayWorld) -> None:
@@ -706,6 +722,50 @@ def test_a_journal_that_fails_pauses_everything_and_costs_nothing(world: Gateway
     other = plaintext(4000, 7)
     world.result(writer.write(other))
     assert world.result(writer.close()) == expected(DATA[:1000] + other, PARAMETERS).cap
+
+
+def test_a_journal_without_room_goes_on_when_there_is_some(world: GatewayWorld) -> None:
+    """SQLite says so itself here, in the middle of a transaction."""
+    world.helper.up = False
+    handle = world.create()
+    writer = writer_of(world, handle)
+    world.result(writer.write(DATA[:50]))
+    world.result(writer.settle())
+    world.file._database._db.execute("PRAGMA max_page_count = 1")  # what it has now is the least it can be set to
+    ended: list[StreamingError] = []
+    writer.on_ended = ended.append
+    big = plaintext(100_000, 1)
+    begin(writer.write(big)).addErrback(lambda _failure: None)
+    world.wait(1)
+    (error,) = ended
+    assert isinstance(error, JournalFailed)
+    assert error.reason == "SQLITE_FULL"
+    world.helper.up = True
+    world.wait(30)  # it is opened anew, and has room
+    writer = writer_of(world, world.handles.get(handle.id))
+    assert writer.offset == 50
+    world.result(writer.write(DATA))
+    assert world.result(writer.close()) == expected(DATA[:50] + DATA, PARAMETERS).cap
+
+
+def test_a_damaged_journal_stops_the_start(world: GatewayWorld) -> None:
+    handle = world.create()
+    writer = writer_of(world, handle)
+    world.helper.up = False
+    world.result(writer.write(DATA))
+    world.wait(1)
+    world.kill()
+    path = world.directory / "journal.sqlite"
+    journal = sqlite3.connect(path)
+    journal.execute("UPDATE ring SET data = zeroblob(length(data))")
+    journal.commit()
+    journal.close()
+    with pytest.raises(JournalUnusable, match="ciphertext is not what was written"):
+        world.start()
+    world.helper.up = True
+    connects = len(world.helper.connects)
+    world.wait(100)
+    assert len(world.helper.connects) == connects, "nothing of it is sent"
 
 
 def test_no_plaintext_is_ever_in_the_journal_and_no_secret_in_a_log(world: GatewayWorld) -> None:

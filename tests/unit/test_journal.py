@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -365,3 +367,46 @@ def test_hash_states_are_of_the_end_of_what_is_there() -> None:
     whole = ResumableCiphertextHasher(3, 1000)
     whole.update(plaintext(2500))
     assert hasher.hashes() == whole.hashes()
+
+
+APPENDING = """
+import sys
+from pathlib import Path
+from client_shim.gateway.handle_records import HandleRecord, HandleState
+from client_shim.gateway.journal import Append, JournalFile, put
+from client_shim.gateway.resumable_hash import ResumableCiphertextHasher
+from helper.parameters import Parameters
+hasher = ResumableCiphertextHasher(3, 1000)
+file = JournalFile(Path(sys.argv[1]))
+file.open()
+file.apply(put(HandleRecord(1, "a2" * 26, HandleState.OPEN, 0.0, 0.0, Parameters(3, 7, 10, 1000), None, b"k" * 16,
+                            b"u" * 32, hasher.state())))
+for number in range(100_000):
+    data, start = number.to_bytes(4, "big") * 5000, hasher.size
+    hasher.update(data)
+    file.apply(Append(1, start, data, hasher.state(), 0.0, start - 40 * len(data) if number > 40 else 0).changes())
+    print(hasher.size, flush=True)
+"""
+
+
+@pytest.mark.parametrize("after", [1, 30, 120])
+def test_what_a_killed_process_was_told_is_there(path: Path, after: int) -> None:
+    with subprocess.Popen([sys.executable, "-c", APPENDING, str(path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        told = [int(process.stdout.readline()) for _ in range(after)][-1]
+        process.kill()
+        told = max([told, *(int(line) for line in process.stdout.read().split(b"\n")[:-1] if line)])
+    file = JournalFile(path)
+    file.open()
+    (found,) = file.records()
+    assert found.length >= told
+    ring = file.ring(found)
+    assert ring[-1].end == found.length
+    hasher = ResumableCiphertextHasher(3, 1000)
+    for number in range(found.length // 20_000):
+        data = number.to_bytes(4, "big") * 5000
+        hasher.update(data)
+        for row in ring:
+            assert row.start != number * 20_000 or row.data == data
+    assert hasher.hashes() == hasher_of(found).hashes()
+    file.close()

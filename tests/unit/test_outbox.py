@@ -124,3 +124,34 @@ def test_a_durable_length_that_cannot_be(durable: int) -> None:
     outbox.disconnected()
     with pytest.raises(HelperMisbehaved, match=str(durable)):
         outbox.connected(SendWindow(10**6, 1000), durable)
+
+
+@given(floor=st.integers(0, 5000), pieces=st.lists(st.integers(1, 30_000), max_size=6), had=st.integers(0, 200_000),
+       more=st.integers(0, 10_000), largest=st.integers(1_000, 20_000))
+def test_a_new_process_goes_on_with_the_ring(floor: int, pieces: list[int], had: int, more: int, largest: int) -> None:
+    """Whatever part of the ring the helper has: the rest is sent, in order, and then what is new."""
+    ends = [floor + sum(pieces[:i + 1]) for i in range(len(pieces))]
+    end = ends[-1] if ends else floor
+    outbox = Outbox(floor, [CIPHERTEXT[a:b] for a, b in zip([floor, *ends], ends, strict=False)])
+    assert (outbox.durable, outbox.sent) == (floor, end)
+    assert outbox.must_wait
+    received = min(floor + had, end)
+    outbox.connected(SendWindow(WINDOW_MIN, largest), received)
+    assert outbox.durable == received
+    outbox.add(CIPHERTEXT[end:end + more])
+    outbox.complete()
+    while (message := outbox.next_message(0.0)) is not None:
+        assert message.offset == received
+        assert message.data == CIPHERTEXT[message.offset:message.end]
+        received = message.end
+        outbox.acknowledged(message, received, 0.1)
+    assert received == outbox.durable == end + more
+    assert not outbox.must_wait
+    assert held(outbox) == 0
+
+
+@pytest.mark.parametrize("durable", [99, 301])
+def test_a_ring_that_the_helper_contradicts(durable: int) -> None:
+    outbox = Outbox(100, [CIPHERTEXT[100:300]])
+    with pytest.raises(HelperMisbehaved, match=f"{durable} bytes are durable"):
+        outbox.connected(SendWindow(WINDOW_MIN, 1000), durable)
