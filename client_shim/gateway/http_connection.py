@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import traceback
 from collections.abc import Callable
 from email.utils import formatdate
@@ -27,6 +28,7 @@ from client_shim.gateway.exchange import (
     RequestHead,
     on_the_wire,
 )
+from client_shim.gateway.receive_window import LARGEST, ReceiveWindow, is_loopback
 from client_shim.gateway.strict_head import HEAD_END, MalformedHead, check_beginning, check_head
 
 #: Bytes of a request's head. Caps in paths and metadata of uploads are long, but not so long.
@@ -71,6 +73,7 @@ class HttpConnection(Protocol):
         self._clock = clock
         self._events = ConnectionEvents() if events is None else events
         self._outgoing = Outgoing(ClientGone)
+        self._window = ReceiveWindow()
         self._head = bytearray()
         self._exchange: _Exchange | None = None
         self._timer: IDelayedCall | None = None
@@ -80,16 +83,20 @@ class HttpConnection(Protocol):
     # -- the transport ---------------------------------------------------------------------------------------
 
     def connectionMade(self) -> None:
+        self.peer = str(getattr(self.transport.getPeer(), "host", "local"))
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpKeepAlive(True)
             self.transport.setTcpNoDelay(True)
-        self.peer = str(getattr(self.transport.getPeer(), "host", "local"))
+            if not is_loopback(self.peer):
+                self._set_receive_buffer(LARGEST)  # the network between has latency, and its own ideas
         self.transport.registerProducer(self._outgoing, True)
         self._set_timer(self._timeouts.head, self._head_too_slow)
 
     def dataReceived(self, data: bytes) -> None:
         if self._closing:
             return
+        if self._window.took(len(data), self._clock.seconds()):
+            self._set_receive_buffer(self._window.size)
         if self._exchange is not None and self._exchange.wants_bytes:
             self._exchange.bytes_came(data)
             return
@@ -109,6 +116,11 @@ class HttpConnection(Protocol):
         if self._exchange is not None:
             self._exchange.connection_lost()
         self._events.closed(self)
+
+    def _set_receive_buffer(self, size: int) -> None:
+        handle = getattr(self.transport, "getHandle", lambda: None)()
+        if isinstance(handle, socket.socket):
+            handle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
     def close_now(self) -> None:
         """Cut the connection."""

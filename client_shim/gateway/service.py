@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import signal
+import socket
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -29,6 +30,7 @@ from client_shim.gateway.node_client import NodeClient
 from client_shim.gateway.protection import Protection, hosts_of
 from client_shim.gateway.proxy import Proxy
 from client_shim.gateway.put_uri import PutLinked, PutUnlinked
+from client_shim.gateway.receive_window import SEGMENT, SMALLEST
 from client_shim.gateway.settings import GatewaySettings, read_gateway_settings
 from client_shim.gateway.site import Route, Site
 from client_shim.gateway.state import StateDirectory
@@ -94,6 +96,7 @@ class Gateway:
         where = self._settings.listen
         try:
             port: IListeningPort = await serverFromString(reactor, where).listen(self._factory)
+            _offer_little(port)
             return port
         except CannotListenError as e:
             raise CannotListen(where, str(e.socketError)) from e
@@ -119,6 +122,14 @@ class Gateway:
     async def _handle(self, exchange: Exchange) -> None:
         if self._site is not None:
             await self._site(exchange)
+
+
+def _offer_little(port: IListeningPort) -> None:
+    """Connections begin with a small window and usual segments: receive_window.py."""
+    listener = getattr(port, "socket", None)
+    if isinstance(listener, socket.socket) and listener.family in (socket.AF_INET, socket.AF_INET6):
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALLEST)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT)
 
 
 def url_of(address: IAddress) -> str | None:
