@@ -11,11 +11,9 @@ from client_shim.gateway.receive_window import INTERVAL, LARGEST, SMALLEST, WORT
 
 def sizes(rate: float, seconds: float, burst: int = 0) -> list[int]:
     """What is set while bytes are taken at `rate`, a hundred times a second."""
-    window, found = ReceiveWindow(), []
-    for step in range(int(seconds * 100)):
-        if window.took(int(rate / 100) + (burst if step == 0 else 0), step / 100):
-            found.append(window.size)
-    return found
+    window = ReceiveWindow()
+    return [window.size for step in range(int(seconds * 100))
+            if window.took(int(rate / 100) + (burst if step == 0 else 0), step / 100)]
 
 
 def test_a_slow_body_never_gets_more() -> None:
