@@ -36,7 +36,6 @@ from helper.interfaces import LARGEST_MESSAGE_MAX, SIZE_MAX, MiB
 from helper.parameters import Parameters
 from helper.token_stream import CLOSE, INT, LONGINT, OPEN, STRING
 
-
 #: Threat: (tests that carry it out, as `file: name` in tests/; what is left to say).
 THREATS: dict[str, tuple[list[str], str]] = {
     "S1 two-time pad on resume": ([
