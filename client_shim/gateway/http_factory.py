@@ -8,9 +8,10 @@ from typing import Any
 import attrs
 import h11
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.internet.interfaces import IAddress, IProtocolNegotiationFactory, IReactorTime
 from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from client_shim.gateway.exchange import Handler
 from client_shim.gateway.http_connection import ConnectionEvents, HttpConnection, Timeouts
@@ -26,6 +27,7 @@ class ConnectionLimits:
     per_host: int = 750
 
 
+@implementer(IProtocolNegotiationFactory)  # behind TLS; Twisted 26 refuses who offers ALPN to a factory that is none
 class HttpFactory(ServerFactory):
     """Makes HttpConnections, and refuses what is too many with 503."""
 
@@ -51,6 +53,9 @@ class HttpFactory(ServerFactory):
         self._hosts[connection] = host
         self._of_host[host] += 1
         return connection
+
+    def acceptableProtocols(self) -> list[bytes]:
+        return [b"http/1.1"]
 
     async def close_all(self) -> None:
         """Cut every connection; handlers get ClientGone. Returns when all are closed."""

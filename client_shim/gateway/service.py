@@ -70,7 +70,7 @@ class Gateway:
             self._port = await self._listen()
             address = self._port.getHost()
             self._site = Site(self._routes(), self._protection(address), reactor)
-            url = url_of(address)
+            url = url_of(address, "https" if self._settings.listen.startswith("ssl:") else "http")
             if url is None:
                 return str(address)
             try:
@@ -96,7 +96,8 @@ class Gateway:
         where = self._settings.listen
         try:
             port: IListeningPort = await serverFromString(reactor, where).listen(self._factory)
-            _offer_little(port)
+            if where.startswith("tcp"):  # tcp:, tcp6:; a TLS transport would not let its window grow
+                _offer_little(port)
             return port
         except CannotListenError as e:
             raise CannotListen(where, str(e.socketError)) from e
@@ -132,12 +133,12 @@ def _offer_little(port: IListeningPort) -> None:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT)
 
 
-def url_of(address: IAddress) -> str | None:
+def url_of(address: IAddress, scheme: str = "http") -> str | None:
     """Where a browser finds what listens at `address`; None for what no browser can reach."""
     if isinstance(address, IPv4Address):
-        return f"http://{_ANY_ADDRESS.get(address.host, address.host)}:{address.port}/"
+        return f"{scheme}://{_ANY_ADDRESS.get(address.host, address.host)}:{address.port}/"
     if isinstance(address, IPv6Address):
-        return f"http://[{_ANY_ADDRESS.get(address.host, address.host)}]:{address.port}/"
+        return f"{scheme}://[{_ANY_ADDRESS.get(address.host, address.host)}]:{address.port}/"
     return None
 
 
