@@ -6,7 +6,6 @@ from collections import Counter
 from typing import Any
 
 import attrs
-import h11
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IProtocolNegotiationFactory, IReactorTime
 from twisted.internet.protocol import Protocol, ServerFactory
@@ -15,6 +14,7 @@ from zope.interface import implementer
 
 from client_shim.gateway.exchange import Handler
 from client_shim.gateway.http_connection import ConnectionEvents, HttpConnection, Timeouts
+from client_shim.gateway.http_exchange import answer_without_request
 
 _log = Logger()
 
@@ -88,11 +88,5 @@ class _Refusal(Protocol):
     transport: Any
 
     def connectionMade(self) -> None:
-        parser = h11.Connection(h11.SERVER)
-        body = b"too many connections at a time\n"
-        headers = [("Content-Type", "text/plain;charset=utf-8"), ("Content-Length", str(len(body))),
-                   ("Referrer-Policy", "no-referrer"), ("Retry-After", "30"), ("Connection", "close")]
-        for event in (h11.Response(status_code=503, headers=headers, reason=b"Service Unavailable"),
-                      h11.Data(data=body), h11.EndOfMessage()):
-            self.transport.write(parser.send(event))
+        self.transport.write(answer_without_request(503, "too many connections at a time"))
         self.transport.loseConnection()
