@@ -120,6 +120,8 @@ class HttpExchange:
             return b""
         if self._continue_expected:
             self._continue_expected = False
+            if self.status is not None:
+                self._fail(ClientGone())  # the answer has begun without the body, which will not be sent
             self._send(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
         while True:
             try:
