@@ -112,7 +112,7 @@ class BadBody(ClientGone):
 
 
 class Exchange(Protocol):
-    """One request and its answer: http_connection.py. One call at a time, but for `on_gone` and `end_now`.
+    """One request and its answer: http_exchange.py. One call at a time, but for `on_gone` and `end_now`.
 
     Every method that awaits raises ClientGone when the connection is lost.
     """

@@ -6,14 +6,15 @@ from collections import Counter
 from typing import Any
 
 import attrs
-import h11
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.internet.interfaces import IAddress, IProtocolNegotiationFactory, IReactorTime
 from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from client_shim.gateway.exchange import Handler
 from client_shim.gateway.http_connection import ConnectionEvents, HttpConnection, Timeouts
+from client_shim.gateway.http_exchange import answer_without_request
 
 _log = Logger()
 
@@ -26,6 +27,7 @@ class ConnectionLimits:
     per_host: int = 750
 
 
+@implementer(IProtocolNegotiationFactory)  # behind TLS; Twisted 26 refuses who offers ALPN to a factory that is none
 class HttpFactory(ServerFactory):
     """Makes HttpConnections, and refuses what is too many with 503."""
 
@@ -51,6 +53,9 @@ class HttpFactory(ServerFactory):
         self._hosts[connection] = host
         self._of_host[host] += 1
         return connection
+
+    def acceptableProtocols(self) -> list[bytes]:
+        return [b"http/1.1"]
 
     async def close_all(self) -> None:
         """Cut every connection; handlers get ClientGone. Returns when all are closed."""
@@ -83,11 +88,5 @@ class _Refusal(Protocol):
     transport: Any
 
     def connectionMade(self) -> None:
-        parser = h11.Connection(h11.SERVER)
-        body = b"too many connections at a time\n"
-        headers = [("Content-Type", "text/plain;charset=utf-8"), ("Content-Length", str(len(body))),
-                   ("Referrer-Policy", "no-referrer"), ("Retry-After", "30"), ("Connection", "close")]
-        for event in (h11.Response(status_code=503, headers=headers, reason=b"Service Unavailable"),
-                      h11.Data(data=body), h11.EndOfMessage()):
-            self.transport.write(parser.send(event))
+        self.transport.write(answer_without_request(503, "too many connections at a time"))
         self.transport.loseConnection()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import signal
+import socket
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -36,6 +37,7 @@ from client_shim.gateway.node_client import NodeClient
 from client_shim.gateway.protection import Protection, hosts_of
 from client_shim.gateway.proxy import Proxy
 from client_shim.gateway.put_uri import PutLinked, PutUnlinked
+from client_shim.gateway.receive_window import SEGMENT, SMALLEST
 from client_shim.gateway.settings import GatewaySettings, read_gateway_settings
 from client_shim.gateway.site import Route, Site
 from client_shim.gateway.state import StateDirectory
@@ -87,7 +89,7 @@ class Gateway:
             address = self._port.getHost()
             protection = self._protection(address)
             self._site = Site(self._routes(protection), protection, reactor)
-            url = url_of(address)
+            url = url_of(address, "https" if self._settings.listen.startswith("ssl:") else "http")
             if url is None:
                 return str(address)
             try:
@@ -116,6 +118,8 @@ class Gateway:
         where = self._settings.listen
         try:
             port: IListeningPort = await serverFromString(reactor, where).listen(self._factory)
+            if where.startswith("tcp"):  # tcp:, tcp6:; a TLS transport would not let its window grow
+                _offer_little(port)
             return port
         except CannotListenError as e:
             raise CannotListen(where, str(e.socketError)) from e
@@ -144,12 +148,20 @@ class Gateway:
             await self._site(exchange)
 
 
-def url_of(address: IAddress) -> str | None:
+def _offer_little(port: IListeningPort) -> None:
+    """Connections begin with a small window and usual segments: receive_window.py."""
+    listener = getattr(port, "socket", None)
+    if isinstance(listener, socket.socket) and listener.family in (socket.AF_INET, socket.AF_INET6):
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALLEST)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT)
+
+
+def url_of(address: IAddress, scheme: str = "http") -> str | None:
     """Where a browser finds what listens at `address`; None for what no browser can reach."""
     if isinstance(address, IPv4Address):
-        return f"http://{_ANY_ADDRESS.get(address.host, address.host)}:{address.port}/"
+        return f"{scheme}://{_ANY_ADDRESS.get(address.host, address.host)}:{address.port}/"
     if isinstance(address, IPv6Address):
-        return f"http://[{_ANY_ADDRESS.get(address.host, address.host)}]:{address.port}/"
+        return f"{scheme}://[{_ANY_ADDRESS.get(address.host, address.host)}]:{address.port}/"
     return None
 
 

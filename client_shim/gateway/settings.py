@@ -6,7 +6,7 @@ from pathlib import Path
 
 import attrs
 
-from client_shim.gateway.handle_settings import HandleSettings
+from client_shim.gateway.handle_settings import HANDLE_KEYS, HandleSettings
 from helper.streaming_cfg import Key, count_of, duration_of, read_section, size_of
 
 SECTION = "gateway"
@@ -86,10 +86,7 @@ _KEYS = {
     "hosts": Key("hosts", _words, "names of hosts, with spaces between them"),
     "allow-origins": Key("allow_origins", _origins,
                          "origins such as https://uploads.example, with spaces between them"),
-    "handles-max": Key("handles_max", count_of, "a number of uploads"),
-    "handle-expiry": Key("handle_expiry", duration_of, _DURATION),
-    "result-retention": Key("result_retention", duration_of, _DURATION),
-    "ring-memory": Key("ring_memory", size_of, "a size such as 256 MiB"),
+    **HANDLE_KEYS,
     "checksum-body-max": Key("checksum_body_max", size_of, "a size such as 8 MiB"),
 }
 

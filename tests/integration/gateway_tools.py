@@ -25,9 +25,11 @@ def gateway_of(client: Path, *arguments: str) -> NodeProcess:
 
 
 @contextmanager
-def gateway_running(client: Path) -> Iterator[NodeProcess]:
-    """A gateway that listens."""
+def gateway_running(client: Path, temporary: Path | None = None) -> Iterator[NodeProcess]:
+    """A gateway that listens; `temporary` is its TMPDIR."""
     gateway = gateway_of(client)
+    if temporary is not None:
+        gateway.command = ("env", f"TMPDIR={temporary}", *gateway.command)
     try:
         gateway.start()
         gateway.wait_ready()

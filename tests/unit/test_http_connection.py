@@ -137,6 +137,19 @@ def test_refusal_without_reading_closes_and_sends_no_continue() -> None:
     assert world.transport.ended is not None
 
 
+def test_a_body_that_waits_for_continue_does_not_come_after_the_answer() -> None:
+    async def late(exchange: Exchange) -> None:
+        await exchange.begin(200, [])
+        with pytest.raises(ClientGone):
+            await exchange.read()
+        await exchange.end()
+
+    world = HttpWorld(late)
+    world.send(put(b"Content-Length: 3\r\nExpect: 100-continue\r\n"))
+    (answer,) = world.answers()
+    assert (answer.status, answer.informed, world.over) == (200, [], True)
+
+
 def test_a_cut_body_is_no_body() -> None:
     recorder = Recorder()
     world = HttpWorld(recorder)
