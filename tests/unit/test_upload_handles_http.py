@@ -314,8 +314,10 @@ def test_bad_links_are_refused_at_once(world: UploadWorld) -> None:
 def test_notes_are_kept(world: UploadWorld) -> None:
     path = tus_upload(world, filename="ä")
     world.restart()
-    notes = Notes.of(world.handles.get(path.rsplit("/", 1)[1]))
+    notes = Notes.from_bytes(world.status(path).metadata)
     assert (notes.dialect, notes.name) == ("tus", "ä")
+    for other in (b"", b"\xff", b"{}", b"[]", b'{"dialect": "tus", "more": 1}'):
+        assert Notes.from_bytes(other) == Notes("")
 
 
 @pytest.mark.parametrize(("value", "name"), [
