@@ -81,7 +81,6 @@ class ShareHomes:
         self._ranked: list[bytes] = []  # server IDs, as the client wants them
         self._homes_before: Mapping[int, bytes] = {}  # share number → server ID, of an earlier run
         self._had_earlier_run = False
-        self._decided_before = False  # an earlier run has decided to publish
         self._staging_enough: bool | None = None  # see StagingEnough; None before shares are placed
         self._known_index: bytes | None = None  # perhaps not told to servers yet
         self._awaited: set[Deferred[StorageServer | None]] = set()  # servers that are away
@@ -104,8 +103,11 @@ class ShareHomes:
     def return_to(self, homes: Mapping[int, bytes], decided: bool) -> None:
         """Shares (by number) were on these servers (IDs) in an earlier run of the helper, and may still be. `decided`:
         to publish them."""
-        self._homes_before, self._decided_before = homes, decided
+        self._homes_before = homes
         self._had_earlier_run = True
+        if decided:
+            for share in self._shares:
+                share.known_on = homes.get(share.shnum)
 
     def use_storage_index(self, storage_index: bytes) -> None:
         """All servers may be told it: those that wait for it get their shares now. No-op the second time."""
@@ -290,25 +292,30 @@ class ShareHomes:
             share.state = ShareState.PUSHING
             if sink is not None:
                 self._go_on(share, sink)
+            else:
+                share.known_on = share.server and share.server.server_id  # it will be read and compared
         return None
 
     def _go_on(self, share: Share, sink: ShareSink) -> None:
         """Continue a share where the server has it from before."""
         size = self._pipeline.segment_size
         block_size = 0 if size is None else size // self._parameters.k
-        if sink.prepared and not (share.sealed_here or self._decided_before):
+        before, share.segments_before = share.segments_before, 0
+        server_id = None if share.server is None else share.server.server_id
+        if sink.prepared and share.known_on != server_id:
             # An earlier run's `finish` was not decided, and the file may have grown since: other bytes, even if not
             # more of them in this share.
             self._stage_anew(share)
-        elif sink.prepared:
+            return
+        share.known_on = server_id
+        if sink.prepared:
             share.next_segment = share.segments_held = ALL_SEGMENTS
             share.ended = True
         elif size is not None:
             # What we have not made durable we have not pushed, whatever the server says.
             held = min(max(0, sink.held - DATA_OFFSET) // block_size, self.durable // size)
             share.next_segment = share.segments_held = held
-            self._count("bytes_pushed_again", max(0, share.segments_before - held) * block_size)
-        share.segments_before = 0
+            self._count("bytes_pushed_again", max(0, before - held) * block_size)
 
     def _stage_anew(self, share: Share) -> None:
         """Let the server remove the share, and begin it again there: once, whatever the server says then."""
@@ -492,15 +499,19 @@ class ShareHomes:
     def move(self, shares: list[Share]) -> Deferred[None]:
         """Give up the allocations of shares on one server and ask for new ones there; they start again.
 
-        Fires when the server has answered."""
+        Fires when the server has let go of the old ones; never, if it hangs, and then they find other homes."""
         server = shares[0].server
         if server is None:
             raise ValueError("no server")
         sinks = [share.leave(ShareState.ALLOCATING) for share in shares]
         generations = [share.generation for share in shares]
+        for share in shares:
+            self.calls.asked(share, "abort")
 
         def aborted(_results: object) -> None:
             still = [s for s, g in zip(shares, generations, strict=True) if s.generation == g]
+            for share in still:
+                self.calls.answered(share)
             if still and not self.stopped:
                 self._allocate(server, still)
 

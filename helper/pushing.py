@@ -197,7 +197,10 @@ class SharePusher:
             self._on_progress()
 
     def _tell_homes(self) -> None:
-        homes = {s.shnum: s.server.server_id for s in self._shares if s.state in LIVE and s.server is not None}
+        """Once shares are sealed: of those servers only that are known to have no other file's, as the next run would
+        publish what it finds prepared there."""
+        homes = {s.shnum: s.server.server_id for s in self._shares if s.state in LIVE and s.server is not None
+                 and (self._storage_index is None or s.known_on == s.server.server_id)}
         if self._homes.placed and homes != self._told_homes:
             self._told_homes = homes
             self._on_homes(homes)
@@ -357,7 +360,7 @@ class SharePusher:
                     verifying = Deferred.fromCoroutine(self._verify_existing(share.shnum, share.existing))
                     self._ask(share, "verify", verifying, self._closed)
                 elif share.ended and not share.unacknowledged and share.sink is not None:
-                    share.sealing = share.sealed_here = True
+                    share.sealing = True
                     sealing = share.sink.seal(storage_index, completion.layout.share_size)
                     self._ask(share, "seal", sealing, self._became_ready)
             elif share.state is ShareState.READY and self._publish and share.sink is not None:
