@@ -282,6 +282,7 @@ class ShareHomes:
         if self.stopped or share.generation != generation:
             return sink
         self.calls.answered(share)
+        server_id = None if share.server is None else share.server.server_id
         if sink is None and existing is None:
             self.log.info("storage server {server} refused share {shnum}",
                           server=share.server and share.server.name, shnum=share.shnum)
@@ -293,7 +294,7 @@ class ShareHomes:
             if sink is not None:
                 self._go_on(share, sink)
             else:
-                share.known_on = share.server and share.server.server_id  # it will be read and compared
+                share.known_on = server_id  # it will be read and compared
         return None
 
     def _go_on(self, share: Share, sink: ShareSink) -> None:

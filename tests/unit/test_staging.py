@@ -11,7 +11,7 @@ import pytest
 from allmydata.storage.immutable import ShareFile
 from hypothesis import given
 from hypothesis import strategies as st
-from staging_node import BODY, HEADER, NAME, OTHER, SECRETS, SI, Node, now
+from staging_node import BODY, HEADER, NAME, OTHER, SECRETS, SI, SIZE, Node, now
 
 from helper import staging_errors as errors
 from helper.layout import DATA_OFFSET
@@ -67,6 +67,54 @@ def test_a_share_that_was_there_before_is_untouched(node: Node) -> None:
     assert node.assign(NAME) == {3: "already-there"}
     assert path.read_bytes() == before
     assert node.staged_files() == []
+
+
+def leases(node: Node) -> list[tuple[bool, bool, float]]:
+    """Of share 3: whether each is of SECRETS, of others, and seconds until it expires."""
+    return [(lease.is_renew_secret(SECRETS[0]), lease.is_renew_secret(b"R" * 32),
+             lease.get_expiration_time() - node.clock.seconds())
+            for lease in ShareFile(str(node.share_file(3))).get_leases()]
+
+
+def test_a_share_that_was_there_before_has_the_lease_of_who_uploads_it_again(node: Node) -> None:
+    node.full_share(3, OTHER)
+    node.assign(OTHER)
+    path = node.share_file(3)
+    assert path is not None
+    data = path.read_bytes()
+    node.clock.advance(30 * 86400)
+    node.full_share(3)
+    assert node.assign(NAME) == {3: "already-there"}
+    assert leases(node) == [(True, False, 31 * 86400)]
+    node.clock.advance(86400)
+    node.full_share(3, OTHER, secrets=(b"R" * 32, b"C" * 32))
+    assert node.assign(OTHER) == {3: "already-there"}
+    assert leases(node) == [(True, False, 30 * 86400), (False, True, 31 * 86400)]
+    assert path.read_bytes()[12:12 + SIZE] == data[12:12 + SIZE]
+
+
+def test_a_share_that_was_there_before_and_has_no_room_for_a_lease_may_be_asked_for_again(node: Node) -> None:
+    node.full_share(3, OTHER)
+    node.assign(OTHER)
+    node.full_share(3, NAME, secrets=(b"R" * 32, b"C" * 32))
+    node.stock.reserved_space, reserved = 2**62, node.stock.reserved_space
+    assert node.assign(NAME) == {3: "failed"}
+    assert len(leases(node)) == 1
+    node.stock.reserved_space = reserved
+    assert node.assign(NAME) == {3: "already-there"}
+    assert len(leases(node)) == 2
+
+
+def test_a_damaged_share_that_was_there_before_is_left_alone(node: Node) -> None:
+    node.full_share(3, OTHER)
+    node.assign(OTHER)
+    path = node.share_file(3)
+    assert path is not None
+    for damage in (b"", b"\xff" * 100):
+        path.write_bytes(damage)
+        node.full_share(3)
+        assert node.assign(NAME) == {3: "already-there"}
+        assert path.read_bytes() == damage
 
 
 def test_a_stock_writer_is_in_the_way(node: Node) -> None:
