@@ -14,6 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from helper.events import StagingEnough, TooFewServers, TooFewShares
+from helper.in_flight import InFlight
 from helper.interfaces import SIZE_MAX
 from helper.layout import DATA_OFFSET
 from helper.parameters import Parameters
@@ -61,8 +62,8 @@ class ShareHomes:
     log = Logger()
 
     def __init__(self, parameters: Parameters, shares: list[Share], pipeline: Pipeline, grid: Grid,
-                 policy: AllocationPolicy, clock: IReactorTime, staging_secret: bytes, patience: Patience,
-                 on_change: Callable[[], None],
+                 policy: AllocationPolicy, clock: IReactorTime, in_flight: InFlight, staging_secret: bytes,
+                 patience: Patience, on_change: Callable[[], None],
                  tell: Callable[[object], None], count: Callable[[str, int], None],
                  on_broken: Callable[[Failure], None]) -> None:
         self._parameters = parameters
@@ -88,8 +89,8 @@ class ShareHomes:
         self.durable = 0
         self.stopped = False
         self._patience = patience
-        self.calls = StallWatch(shares, patience, clock, lambda server: not self._can_do_without(server),
-                                self._server_stalled)
+        self.calls = StallWatch(shares, patience, clock, in_flight.answers,
+                                lambda server: not self._can_do_without(server), self._server_stalled)
         self.placed = False
         self.must_complete = False  # publication has begun: never give up
         self._watched: dict[bytes, Callable[[], None]] = {}

@@ -781,8 +781,8 @@ def test_memory_is_bounded_whatever_servers_do(kind: str) -> None:
 
         def watch() -> None:
             nonlocal held, in_flight, most
-            pipeline = world.only_upload()._work.pipeline
-            held = max(held, len(pipeline._recent) * blocks_size)
+            if (working := world.only_upload()._working) is not None:
+                held = max(held, len(working.pipeline._recent) * blocks_size)
             in_flight = max(in_flight, sum(server.unanswered_bytes for server in world.grid.servers))
             most = max(most, slow.unanswered_bytes)
 
