@@ -110,6 +110,10 @@ class StorageServer(Protocol):
     def let_go(self, target: Target, shnums: Sequence[int], /) -> None:
         """Remove what it keeps of shares without a storage index, at once or when it is connected again."""
 
+    def remove_staged(self, target: Target, shnums: Sequence[int], /) -> Deferred[None]:
+        """Remove what it keeps of shares without a storage index; fires when nothing of them is left. Fails if it is
+        not connected, refuses, or keeps none."""
+
     def on_disconnect(self, callback: Callable[[], None], /) -> Callable[[], None]:
         """Be told (once) when the connection is gone; returns what cancels that."""
 
@@ -130,7 +134,10 @@ class AbsentServer:
         return fail(ServerRefused("is not connected"))
 
     def let_go(self, _target: Target, _shnums: Sequence[int]) -> None:
-        pass  # it expires there
+        pass  # it is told when the upload is over (leftovers.py)
+
+    def remove_staged(self, _target: Target, _shnums: Sequence[int]) -> Deferred[None]:
+        return fail(ServerRefused("is not connected"))
 
     def on_disconnect(self, _callback: Callable[[], None]) -> Callable[[], None]:
         return lambda: None

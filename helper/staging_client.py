@@ -100,6 +100,10 @@ class StagingStorageServer:
         if shnums:
             self.link.abort_later(staging_name(target.staging_secret, self.server_id), *shnums)
 
+    def remove_staged(self, target: Target, shnums: Sequence[int]) -> Deferred[None]:
+        name = staging_name(target.staging_secret, self.server_id)
+        return _ask(self.link, "abort", name, list(shnums)).addCallback(_done)
+
     def on_disconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
         rref = self.link.rref
         if rref is None:  # as Foolscap does for a reference that is dead

@@ -580,7 +580,8 @@ def test_what_a_terminal_would_obey_is_not_printed() -> None:
 def test_a_helper_that_cannot_record_anything_says_so_first() -> None:
     status = attrs.evolve(STATUS, not_recording="ledger: SQLITE_FULL")
     assert as_json(status)["not-recording"] == "ledger: SQLITE_FULL"
-    assert "Nothing can be recorded now (ledger: SQLITE_FULL): new uploads are refused" in text_of(attrs.evolve(status, uploads=()))
+    page_text = text_of(attrs.evolve(status, uploads=()))
+    assert "Nothing can be recorded now (ledger: SQLITE_FULL): new uploads are refused" in page_text
     lines = list(table(as_json(status), verbose=False))
     assert lines[0] == "records: none can be written now (ledger: SQLITE_FULL): new uploads are refused"
     assert lines[1].startswith("uploads: ")
