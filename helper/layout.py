@@ -44,10 +44,6 @@ class ShareLayout:
         """Bytes from trailer_offset to the end of the share."""
         return self.share_size - self.trailer_offset
 
-    def block_offset(self, segment: int) -> int:
-        """Where the block of segment number `segment` stands."""
-        return DATA_OFFSET + segment * self.geometry.block_size
-
     def header(self) -> bytes:
         """The first DATA_OFFSET bytes of the share."""
         tree, start = self._tree_size, self.trailer_offset

@@ -31,8 +31,6 @@ from helper.staged_share import SETTLED, Means, Outcome, StagedShare
 from helper.staging_errors import reason_of
 from helper.staging_records import remove, update
 
-STORAGE_INDEX_SIZE = 16  # bytes
-
 
 class Publisher:
     """Gives staged shares their places beside the stock StorageServer `stock`."""

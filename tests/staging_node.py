@@ -236,6 +236,12 @@ class Node:
     def stop(self) -> None:
         self.staging.stop()
 
+    def wait(self, seconds: float) -> None:
+        """Time goes by, as it does: when it comes in one piece the node takes it for a clock that is set."""
+        while seconds > 0:
+            self.clock.advance(min(seconds, self.limits.sweep_interval))
+            seconds -= self.limits.sweep_interval
+
     def restart(self) -> None:
         self.stop()
         self.start()
