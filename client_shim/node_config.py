@@ -17,8 +17,6 @@ from helper.errors import BadArgument
 from helper.parameters import Parameters
 from helper.streaming_cfg import SettingsError
 
-DEFAULT_NODE_DIRECTORY = Path("~/.tahoe")
-
 # allmydata.client._Client.DEFAULT_ENCODING_PARAMETERS
 _DEFAULTS = {"shares.needed": 3, "shares.happy": 7, "shares.total": 10,
              "shares._max_immutable_segment_size_for_testing": 1024 * 1024}

@@ -2,7 +2,9 @@
 
 One upload is bounded by itself (pipeline.py, pushing.py). But ciphertext becomes durable faster than servers take
 blocks, and with many uploads what each may hold adds up. So a segment is encoded only when there is room for its
-blocks; it waits in the spool until then, and nobody waits for it but shares.
+blocks; it waits in the spool until then, and nobody waits for it but shares. Whoever holds blocks when room is short
+has to let go of those that nobody takes: they can be made again. What is on its way to servers counts elsewhere
+(in_flight.py), since it cannot be let go of.
 """
 
 from __future__ import annotations
@@ -11,9 +13,8 @@ from typing import Protocol
 
 MiB = 1024 * 1024
 
-#: Bytes of blocks that wait to be pushed, or are on their way to servers. What Foolscap and TLS make of those on
-#: their way comes on top.
-BLOCKS_MAX = 32 * MiB
+#: Bytes of blocks that are being made or wait to be pushed. What Foolscap and TLS make of them comes on top.
+BLOCKS_MAX = 16 * MiB
 
 
 class Holder(Protocol):
@@ -34,6 +35,7 @@ class BlockMemory:
         self._limit = limit
         self._holders: dict[Holder, int] = {}
         self._waiting: dict[Holder, int] = {}
+        self._serving = False
 
     @property
     def short(self) -> bool:
@@ -62,11 +64,17 @@ class BlockMemory:
         self._serve()
 
     def _serve(self) -> None:
-        while self._waiting:
-            holder, size = next(iter(self._waiting.items()))
-            if self.held and self.held + size > self._limit:  # if nothing is held it may be more than the limit
-                return
-            del self._waiting[holder]
-            self.held += size
-            self._holders[holder] = self._holders.get(holder, 0) + size
-            holder.granted()
+        if self._serving:  # who is granted room says at once how much is held
+            return
+        self._serving = True
+        try:
+            while self._waiting:
+                holder, size = next(iter(self._waiting.items()))
+                if self.held and self.held + size > self._limit:  # if nothing is held it may be more than the limit
+                    return
+                del self._waiting[holder]
+                self.held += size
+                self._holders[holder] = self._holders.get(holder, 0) + size
+                holder.granted()
+        finally:
+            self._serving = False

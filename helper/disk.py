@@ -73,7 +73,7 @@ def fsync_directory(directory: Path, system: System = os) -> None:
 
 
 def reason_of(error: BaseException | None) -> str:
-    """Why something failed, without a path: file names are hashes of upload IDs."""
+    """Why something failed, without a path: file names are hashes of upload IDs and of staging names."""
     if isinstance(error, OSError) and error.errno is not None:
         return f"{errno.errorcode.get(error.errno, error.errno)} ({os.strerror(error.errno)})"
     return type(error).__name__

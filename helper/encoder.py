@@ -26,15 +26,16 @@ class Completion:
     hashes: CiphertextHashes
     ueb: bytes
     tail_blocks: list[bytes] | None  # of a last segment that was not encoded as a full one
-    _crypttext_tree: bytes
+    _crypttext_tree: GrowingHashTree
     _block_trees: list[GrowingHashTree]
     _share_tree: HashTree
 
-    def trailer(self, shnum: int) -> bytes:
-        """What follows the blocks of share `shnum`."""
+    def trailer(self, shnum: int, start: int = 0, end: int | None = None) -> bytes:
+        """What follows the blocks of share `shnum`, or bytes `start` to `end` of it: all of it may be megabytes."""
         return self.layout.trailer(
-            self._crypttext_tree, self._block_trees[shnum].nodes(),
-            share_hash_chain(self._share_tree, shnum), self.ueb)
+            [self._crypttext_tree.nodes, self._block_trees[shnum].nodes],
+            share_hash_chain(self._share_tree, shnum), self.ueb,
+            start, self.layout.trailer_size if end is None else end)
 
     def block_hash(self, segment: int, shnum: int) -> bytes:
         """The hash of one block."""
@@ -88,7 +89,7 @@ class Encoder:
         share_tree = HashTree([tree.root() for tree in block_trees])
         ueb = make_ueb(geometry, hashes.crypttext_hash, hashes.crypttext_root_hash, share_tree[0])
         return Completion(ShareLayout(geometry), hashes, ueb, tail_blocks,
-                          hasher.complete_tree().nodes(), block_trees, share_tree)
+                          hasher.complete_tree(), block_trees, share_tree)
 
     def block_hash(self, segment: int, shnum: int) -> bytes:
         """The hash of one block of a segment encoded before."""

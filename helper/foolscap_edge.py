@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
-from typing import Any
 
 from allmydata.immutable.offloaded import Helper
 from foolscap.api import Referenceable
@@ -20,6 +19,7 @@ from helper.interfaces import (
 )
 from helper.upload import Answered
 from helper.uploads import Uploads
+from helper.wire_fields import wire_fields
 
 WireAnswer = tuple[dict[bytes, int | bytes], list[tuple[int, bytes, bytes, int]]]
 
@@ -87,14 +87,9 @@ class StreamingHelper(Referenceable):  # type: ignore[misc]
 def wire_answer(answer: Answered) -> WireAnswer:
     """protocol.txt §3.2."""
     shares = [(s.shnum, s.server.encode()[:64], s.state.encode(), s.position) for s in answer.shares]
-    return _fields({"code": "ok", **answer.fields}), shares
+    return wire_fields({"code": "ok", **answer.fields}), shares
 
 
 def wire_refusal(error: StreamingError) -> WireAnswer:
     """protocol.txt §3.2."""
-    return _fields({**error.fields(), "code": error.code, "text": error.text()}), []
-
-
-def _fields(fields: Mapping[str, Any]) -> dict[bytes, int | bytes]:
-    return {key.replace("_", "-").encode("ascii"): value.encode() if isinstance(value, str) else value
-            for key, value in fields.items()}
+    return wire_fields({**error.fields(), "code": error.code, "text": error.text()}), []

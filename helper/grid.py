@@ -6,7 +6,7 @@ tests/unit/test_allmydata_names.py lists every such name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -20,6 +20,7 @@ from helper.staging_links import StagingLinks
 from helper.stock import StockServer
 
 T = TypeVar("T")
+Servers = Mapping[bytes, StorageServer]
 
 
 class TahoeGrid:
@@ -33,7 +34,8 @@ class TahoeGrid:
         self._clock = clock
         self._links = StagingLinks(get_reference, clock, self._changed)
         self._followed: WeakSet[Any] = WeakSet()
-        self._waiting: list[Callable[[], None]] = []  # each looks whether what it waits for has come
+        #: Each looks whether what it waits for has come: a certain server (ID), or any (None).
+        self._waiting: dict[bytes | None, dict[Callable[[Servers], None], None]] = {}
 
     def follow(self, introducer_clients: list[Any]) -> None:
         """Notice servers as they are announced and connected. After the broker was told to do the same."""
@@ -59,19 +61,15 @@ class TahoeGrid:
     def when_connected(self, count: int, timeout: float) -> Deferred[int]:
         """See sinks.Grid. A node that has just started needs a moment to find its servers."""
 
-        def enough() -> int | None:
-            have = self.writable_count()
-            return have if have >= count else None
+        def enough(servers: Servers) -> int | None:
+            return len(servers) if len(servers) >= count else None
 
-        return self._when(enough, timeout, self.writable_count)
+        return self._when(None, enough, timeout, self.writable_count)
 
     def when_back(self, server_id: bytes, timeout: float) -> Deferred[StorageServer | None]:
         """See sinks.Grid."""
 
-        def back() -> StorageServer | None:
-            return next((s for s in self.servers_for(bytes(16)) if s.server_id == server_id), None)
-
-        return self._when(back, timeout, lambda: None)
+        return self._when(server_id, lambda servers: servers.get(server_id), timeout, lambda: None)
 
     def _server(self, native: Any) -> StorageServer | None:
         """None if it is not yet known what kind of server it is."""
@@ -81,18 +79,26 @@ class TahoeGrid:
             return StagingStorageServer(stock, link)
         return None if link is not None and link.connecting else stock
 
-    def _when(self, look: Callable[[], T | None], timeout: float, otherwise: Callable[[], T]) -> Deferred[T]:
-        """Fires with what `look` returns once that is not None, with `otherwise()` after `timeout` or if cancelled."""
+    def _present(self) -> Servers:
+        """Writable servers by ID. Asks for plugins that are not asked for yet."""
+        return {server.server_id: server for server in self.servers_for(bytes(16))}
+
+    def _when(self, server_id: bytes | None, look: Callable[[Servers], T | None], timeout: float,
+              otherwise: Callable[[], T]) -> Deferred[T]:
+        """Fires with what `look` returns once that is not None, with `otherwise()` after `timeout` or if cancelled.
+        It need not look while the server (ID), if there is one, is not there."""
         d: Deferred[T] = Deferred(lambda _d: give_up())
 
         def end(result: T) -> None:
-            self._waiting.remove(again)
+            del self._waiting[server_id][again]
+            if not self._waiting[server_id]:
+                del self._waiting[server_id]
             if timer.active():
                 timer.cancel()
             d.callback(result)
 
-        def again() -> None:
-            found = look()
+        def again(servers: Servers) -> None:
+            found = look(servers)
             if found is not None:
                 end(found)
 
@@ -100,8 +106,8 @@ class TahoeGrid:
             end(otherwise())
 
         timer = self._clock.callLater(timeout, give_up)
-        self._waiting.append(again)
-        again()
+        self._waiting.setdefault(server_id, {})[again] = None
+        again(self._present())
         return d
 
     def _changed(self) -> None:
@@ -110,10 +116,11 @@ class TahoeGrid:
             if native not in self._followed:
                 self._followed.add(native)
                 native.on_status_changed(lambda _native: self._changed())
-        self.servers_for(bytes(16))  # asks for plugins that are not asked for yet
-        for again in list(self._waiting):
-            if again in self._waiting:  # one that fires may make others give up
-                again()
+        servers = self._present()
+        for server_id in [s for s in self._waiting if s is None or s in servers]:
+            for again in list(self._waiting.get(server_id, ())):
+                if again in self._waiting.get(server_id, ()):  # one that fires may make others give up
+                    again(servers)
 
     def _lease_secrets(self, storage_index: bytes, lease_seed: bytes) -> tuple[bytes, bytes]:
         """As the stock uploader derives them (allmydata.immutable.upload)."""

@@ -52,29 +52,46 @@ class GrowingHashTree:
 
     def root(self) -> bytes:
         """The root (32 bytes) of the tree as it would be without further leaves."""
-        return self._complete_rows()[-1]
+        return b"".join(self._complete_rows()[-1])
 
-    def nodes(self) -> bytes:
-        """All 2p - 1 nodes, root first, p the number of leaves rounded up to a power of two."""
-        return b"".join(reversed(self._complete_rows()))
+    def nodes(self, start: int = 0, end: int | None = None) -> bytes:
+        """All 2p - 1 nodes, root first, p the number of leaves rounded up to a power of two; or only bytes `start` to
+        `end` of them."""
+        pieces, position = [], 0
+        for row in reversed(self._complete_rows()):
+            for part in row:
+                begin, stop = max(0, start - position), len(part) if end is None else max(0, end - position)
+                pieces.append(bytes(part[begin:stop]))
+                position += len(part)
+        return b"".join(pieces)
 
-    def _complete_rows(self) -> list[bytes]:
+    def _complete_rows(self) -> list[tuple[bytearray, bytes, bytes]]:
+        """Each row as the nodes that are known, one that has both real leaves and padding below it (or none), and
+        those that have only padding below them."""
         leaves = len(self)
         if not leaves:
             raise ValueError("a hash tree needs at least one leaf")
-        rows: list[bytes] = []
+        rows: list[tuple[bytearray, bytes, bytes]] = []
         width, level = roundup_pow2(leaves), 0
         while True:
-            known = bytes(self._rows[level]) if level < len(self._rows) else b""
+            known, mixed = self._rows[level] if level < len(self._rows) else bytearray(), b""
             touched = -(-leaves >> level)  # nodes with at least one real leaf below; ceil(leaves / 2**level)
             if len(known) // NODE_SIZE < touched:
-                # exactly one node has both real leaves and padding below it
-                below = rows[-1][2 * (touched - 1) * NODE_SIZE:]
-                known += pair_hash(below[:NODE_SIZE], below[NODE_SIZE:2 * NODE_SIZE])
-            rows.append(known + _padding_row(level, touched, width))
+                first = 2 * (touched - 1)
+                mixed = pair_hash(_node(rows[-1], first), _node(rows[-1], first + 1))
+            rows.append((known, mixed, _padding_row(level, touched, width)))
             if width == 1:
                 return rows
             width, level = width // 2, level + 1
+
+
+def _node(row: tuple[bytearray, bytes, bytes], number: int) -> bytes:
+    start = number * NODE_SIZE
+    for part in row:
+        if start < len(part):
+            return bytes(part[start:start + NODE_SIZE])
+        start -= len(part)
+    raise IndexError(number)
 
 
 class HashTreeRoot:

@@ -7,6 +7,7 @@ after them (the trailer) and the header depend on the size and are written last.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Sequence
 
 import attrs
 from allmydata.hashtree import HashTree, IncompleteHashTree, roundup_pow2
@@ -38,9 +39,10 @@ class ShareLayout:
         """Bytes of the whole share: exactly what stock allocates for it."""
         return self._ueb_offset + _UEB_LENGTH.size + ueb_size(self.geometry)
 
-    def block_offset(self, segment: int) -> int:
-        """Where the block of segment number `segment` stands."""
-        return DATA_OFFSET + segment * self.geometry.block_size
+    @property
+    def trailer_size(self) -> int:
+        """Bytes from trailer_offset to the end of the share."""
+        return self.share_size - self.trailer_offset
 
     def header(self) -> bytes:
         """The first DATA_OFFSET bytes of the share."""
@@ -50,12 +52,27 @@ class ShareLayout:
             start, start + tree, start + 2 * tree, start + 3 * tree, self._ueb_offset,
         )
 
-    def trailer(self, crypttext_tree: bytes, block_tree: bytes, share_hashes: bytes, ueb: bytes) -> bytes:
-        """Everything from trailer_offset to the end of the share."""
-        return b"".join((
-            bytes(self._tree_size), crypttext_tree, block_tree, share_hashes,
-            _UEB_LENGTH.pack(len(ueb)), ueb,
-        ))
+    def trailer(self, trees: Sequence[Callable[[int, int], bytes]], share_hashes: bytes, ueb: bytes,
+                start: int, end: int) -> bytes:
+        """Bytes `start` to `end` of what stands from trailer_offset to the end of the share. `trees` give bytes of
+        the crypttext hash tree and of the block hash tree."""
+        size = self._tree_size
+        rest = share_hashes + _UEB_LENGTH.pack(len(ueb)) + ueb
+
+        def zeros(first: int, last: int) -> bytes:
+            return bytes(last - first)
+
+        def ending(first: int, last: int) -> bytes:
+            return rest[first:last]
+
+        sections = [(size, zeros), *((size, tree) for tree in trees), (len(rest), ending)]
+        pieces, position = [], 0
+        for length, section in sections:
+            first, last = max(0, start - position), min(length, end - position)
+            if first < last:
+                pieces.append(section(first, last))
+            position += length
+        return b"".join(pieces)
 
     @property
     def _tree_size(self) -> int:

@@ -163,11 +163,6 @@ class LedgerFile:
                                  f"expected seconds, got {row and row[0]}")
         return Recorded(self.all(), row[0])
 
-    def counts(self) -> dict[str, int]:
-        """How many uploads are recorded in each state that any is in."""
-        with self._lock:
-            return dict(self._db.execute("SELECT state, count(*) FROM uploads GROUP BY state").fetchall())
-
     def _record_of(self, row: tuple[Any, ...]) -> UploadRecord:
         try:
             return record_of(row)
@@ -329,14 +324,6 @@ class Ledger:
 
         recorded.addBoth(tell)
         return d
-
-    def all(self) -> Deferred[list[UploadRecord]]:
-        """Every record of an upload that is durable. Fails with LedgerUnusable if one cannot be understood."""
-        return self._run_in_thread(self._file.all)
-
-    def counts(self) -> Deferred[dict[str, int]]:
-        """How many uploads are recorded in each state that any is in."""
-        return self._run_in_thread(self._file.counts)
 
     def close(self) -> Deferred[None]:
         """Take no more changes; fires when those under way are durable (or have failed) and the file is closed."""

@@ -8,12 +8,14 @@ import attrs
 from twisted.internet.defer import DeferredLock
 
 from helper import staging_errors as errors
+from helper.layout import DATA_OFFSET
 from helper.staged_share import StagedShare
 
 
 @attrs.define(eq=False)
 class Staging:
-    """One staging. `name` is that of its directory; `touched` and `recorded_touch` are seconds since the epoch."""
+    """One staging. `name` is that of its directory; `touched` and `recorded_touch` say when somebody last
+    called for it, in seconds of the node's uptime (uptime.py)."""
 
     name: str
     directory: Path
@@ -31,6 +33,11 @@ class Staging:
     def used(self) -> int:
         """Bytes of share data, those being written among them."""
         return sum(share.length for share in self.shares.values()) + self.being_written
+
+    @property
+    def empty(self) -> bool:
+        """Whether no share has a byte."""
+        return self.used == DATA_OFFSET * len(self.shares)
 
     def live(self) -> list[StagedShare]:
         """The shares that are not being removed, by number."""

@@ -7,8 +7,17 @@ from collections.abc import Mapping
 import attrs
 
 from helper.errors import BadArgument, ParametersDiffer
-from helper.interfaces import SEGMENT_SIZE_MAX, SHARES_MAX, SIZE_MAX
-from helper.segments import round_up
+from helper.interfaces import HASH_SIZE, SEGMENT_SIZE_MAX, SHARES_MAX, SIZE_MAX
+from helper.segments import round_up, segment_size_for
+
+MiB = 1024 * 1024
+
+#: Bytes of all blocks of one segment, which are in memory together.
+SEGMENT_BLOCKS_MAX = 12 * MiB
+#: Hash trees are in memory until an upload is over. They may have so many bytes, and beyond them one for so many bytes
+#: of ciphertext: with tiny segments, and many shares, they would be larger than the file.
+TREES_MAX = MiB // 4
+TREES_PER_BYTE = 32
 
 UNKNOWN_SIZE = -1  # how an undeclared size is written where only a number fits
 
@@ -27,6 +36,26 @@ class Parameters:
     def full_segment_size(self) -> int:
         """The size of every segment but the last of a file longer than max_segment_size."""
         return round_up(self.max_segment_size, self.k)
+
+    @property
+    def largest_size(self) -> int:
+        """The largest file whose hash trees are not too large: one of the ciphertext and one a share, each with two
+        nodes a segment. At least a segment."""
+        per_segment = (self.n + 1) * 2 * HASH_SIZE
+        excess = per_segment * TREES_PER_BYTE - self.full_segment_size  # in bytes of ciphertext, a segment
+        if excess <= 0:
+            return SIZE_MAX
+        segments = max(1, TREES_MAX * TREES_PER_BYTE // excess)
+        return min(SIZE_MAX, segments * self.full_segment_size)
+
+    def check_memory(self) -> None:
+        """Raises BadArgument if the blocks of a segment would be too large together."""
+        size = self.full_segment_size
+        if self.size is not None:
+            size = segment_size_for(self.max_segment_size, self.k, self.size)
+        if size // self.k * self.n > SEGMENT_BLOCKS_MAX:
+            raise BadArgument("max-segment-size", f"at most {SEGMENT_BLOCKS_MAX // self.n * self.k} for {self.k} of "
+                              f"{self.n} shares", str(self.max_segment_size))
 
     def to_wire(self) -> dict[bytes, int]:
         """As `open` carries them."""

@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 from allmydata.util import hashutil
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from helper.block_memory import BlockMemory
 from helper.encoder import Completion, Encoder
-from helper.parameters import Parameters
+from helper.parameters import SEGMENT_BLOCKS_MAX, Parameters
 from helper.segments import SegmentCutter
 from helper.spool import RunInThread, SpoolDamaged, SpoolFile
 
-MiB = 1024 * 1024
-
-#: Blocks of one upload that wait in memory to be pushed; what is in flight to servers comes on top.
-RECENT_BLOCKS_MAX = 12 * MiB
+#: Blocks of one upload that wait in memory to be pushed: those of a segment at least. What is in flight to servers
+#: comes on top.
+RECENT_BLOCKS_MAX = SEGMENT_BLOCKS_MAX
 
 
 class Pipeline:
@@ -36,9 +36,8 @@ class Pipeline:
                  on_blocks: Callable[[], None], on_failed: Callable[[Failure], None]) -> None:
         self._run_in_thread = run_in_thread
         self._memory = memory
-        self._in_flight = 0  # bytes of blocks on their way to servers
         self._when_short: Callable[[], None] = lambda: None
-        self._encoding = False  # a full segment, for whose blocks there is room
+        self._encoding = 0  # bytes of the blocks that are being made
         self._parameters = parameters
         self._spool = spool
         self._on_blocks = on_blocks
@@ -46,7 +45,7 @@ class Pipeline:
         self._encoder = Encoder(parameters.k, parameters.n, parameters.max_segment_size, parameters.size)
         self._cutter = SegmentCutter(parameters.k, parameters.max_segment_size, parameters.size)
         blocks_size = parameters.full_segment_size // parameters.k * parameters.n
-        self._recent_max = max(2, RECENT_BLOCKS_MAX // blocks_size)
+        self._recent_max = max(1, RECENT_BLOCKS_MAX // blocks_size)
         self._recent: dict[int, list[bytes]] = {}
         self._durable = 0
         self._size: int | None = None  # once Complete was asked for
@@ -77,6 +76,7 @@ class Pipeline:
     def reopen(self) -> None:
         """Forget the Completion: the file goes on after all."""
         self._size, self.completion = None, None
+        self._recent.pop(self.encoded, None)  # of what was the tail
 
     def needed_from(self, segment: int) -> None:
         """Blocks of segments before `segment` need no longer be kept."""
@@ -85,11 +85,6 @@ class Pipeline:
             del self._recent[old]
         self._count()
         self._run()
-
-    def set_in_flight(self, size: int) -> None:
-        """So many bytes of blocks are on their way to servers."""
-        self._in_flight = size
-        self._count()
 
     def stop(self) -> None:
         """Encode nothing more and forget everything: an upload is remembered long after it has ended."""
@@ -111,22 +106,32 @@ class Pipeline:
 
     def block(self, segment: int, shnum: int) -> bytes | None:
         """A block if it is in memory; otherwise ask for it with `reencode`."""
-        if self.completion is not None and self.completion.tail_blocks is not None and segment == self.encoded:
-            return self.completion.tail_blocks[shnum]
         blocks = self._recent.get(segment)
         return None if blocks is None else blocks[shnum]
+
+    def block_size(self, segment: int) -> int:
+        """Bytes of one block of a segment that was encoded. ValueError if there is none."""
+        return -(-self._length(segment) // self._parameters.k)
 
     def reencode(self, segment: int, shnum: int) -> Deferred[bytes]:
         """One block of a segment encoded before, from the spool. Fails with SpoolDamaged if its hash is
         not the one it had then."""
-        return self._spool.using(self._run_in_thread, self._reencode, segment, shnum)
+        block_hash = (self._encoder if self.completion is None else self.completion).block_hash
+        return self._spool.using(self._run_in_thread, self._reencode, segment, shnum, self._length(segment), block_hash)
 
-    def _reencode(self, segment: int, shnum: int) -> bytes:
+    def _length(self, segment: int) -> int:
+        """Bytes of ciphertext in a segment."""
         size = self.segment_size
         if size is None:
             raise ValueError("no segment has been encoded")
-        block = self._encoder.reencode(self._spool.read(segment * size, size), [shnum])[0]
-        if hashutil.block_hash(block) != self._encoder.block_hash(segment, shnum):
+        if self.completion is None:
+            return size
+        return min(size, self.completion.layout.geometry.size - segment * size)
+
+    def _reencode(self, segment: int, shnum: int, length: int, block_hash: Callable[[int, int], bytes]) -> bytes:
+        start = segment * (self.segment_size or 0)
+        block = self._encoder.reencode(self._spool.read(start, length), [shnum])[0]
+        if hashutil.block_hash(block) != block_hash(segment, shnum):
             raise SpoolDamaged(f"segment {segment} is not what it was when it was encoded")
         return block
 
@@ -140,33 +145,46 @@ class Pipeline:
         """Whether there is no room for the blocks of all uploads."""
         return self._memory.short
 
-    def _blocks_of(self, segments: int) -> int:
-        """Bytes."""
-        size = self.segment_size
-        return 0 if size is None else segments * (size // self._parameters.k * self._parameters.n)
+    def _blocks_of(self, length: int) -> int:
+        """Bytes of all blocks of a segment of `length` bytes."""
+        return -(-length // self._parameters.k) * self._parameters.n
 
     def _count(self) -> None:
-        self._memory.holds(self, self._blocks_of(len(self._recent) + self._encoding) + self._in_flight)
+        recent = sum(len(blocks[0]) for blocks in self._recent.values()) * self._parameters.n
+        self._memory.holds(self, recent + self._encoding)
+
+    def _next(self) -> tuple[Callable[..., Any], int, int] | None:
+        """What can be encoded now: how, from where on, and how many bytes of ciphertext."""
+        size = self.segment_size
+        start = 0 if size is None else self.encoded * size
+        if size is not None and start + size <= self._durable:
+            return (self._encode_next, start, size) if len(self._recent) < self._recent_max else None
+        if self._size is not None and self.completion is None:
+            return self._complete, start, self._size - start
+        return None
 
     def _run(self) -> None:
         if self._running or self._stopped:
             return
-        size = self.segment_size
-        start = 0 if size is None else self.encoded * size
-        if size is not None and start + size <= self._durable:
-            if len(self._recent) < self._recent_max:
-                self._running = True
-                self._memory.ask(self, self._blocks_of(1))
-        elif self._size is not None and self.completion is None:
-            self._in_thread(self._complete, start, self._size - start)
+        following = self._next()
+        if following is not None:
+            self._running = True
+            if following[2]:
+                self._memory.ask(self, self._blocks_of(following[2]))
+            else:
+                self.granted()
 
     def granted(self) -> None:
         """See block_memory.Holder."""
-        size = self.segment_size
-        if size is None:
-            raise ValueError("no segment was to be encoded")
-        self._encoding = True
-        self._in_thread(self._encode_next, self.encoded * size, size)
+        following = self._next()
+        self._encoding = 0 if following is None else self._blocks_of(following[2])
+        self._running = following is not None
+        self._count()
+        if following is not None:
+            function, start, length = following
+            d = self._spool.using(self._run_in_thread, function, start, length)
+            d.addCallback(self._ran)
+            d.addErrback(self._failed)
 
     def make_room(self) -> None:
         """See block_memory.Holder."""
@@ -176,12 +194,6 @@ class Pipeline:
         """Whom to call when memory is short: `full` and `short` are asked then."""
         self._when_short = callback
 
-    def _in_thread(self, function: Callable[..., Any], *args: Any) -> None:
-        self._running = True
-        d = self._spool.using(self._run_in_thread, function, *args)
-        d.addCallback(self._ran)
-        d.addErrback(self._failed)
-
     def _encode_next(self, start: int, size: int) -> list[bytes]:
         return self._encoder.encode(self._spool.read(start, size))
 
@@ -189,23 +201,28 @@ class Pipeline:
         return self._encoder.complete(self._spool.read(start, length) if length else b"")
 
     def _ran(self, result: list[bytes] | Completion) -> None:
-        self._running = self._encoding = False
+        self._running, self._encoding = False, 0
         if self._stopped:
             self._count()
             return
         if isinstance(result, Completion):
             if self._size is not None:
-                self.completion = result
+                self._keep(result.tail_blocks)
+                self.completion = attrs.evolve(result, tail_blocks=None)
         else:
-            if self.encoded >= self._needed_from:
-                self._recent[self.encoded] = result
+            self._keep(result)
             self.encoded += 1
         self._count()
         self._on_blocks()
         self._run()
 
+    def _keep(self, blocks: list[bytes] | None) -> None:
+        """Those of the segment after the last; not if that would be too many, or they are not needed."""
+        if blocks is not None and self.encoded >= self._needed_from and len(self._recent) < self._recent_max:
+            self._recent[self.encoded] = blocks
+
     def _failed(self, failure: Failure) -> None:
-        self._running = self._encoding = False
+        self._running, self._encoding = False, 0
         if self._stopped:
             self._count()
         else:

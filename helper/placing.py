@@ -14,6 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from helper.events import StagingEnough, TooFewServers, TooFewShares
+from helper.in_flight import InFlight
 from helper.interfaces import SIZE_MAX
 from helper.layout import DATA_OFFSET
 from helper.parameters import Parameters
@@ -53,8 +54,8 @@ class ShareHomes:
     log = Logger()
 
     def __init__(self, parameters: Parameters, shares: list[Share], pipeline: Pipeline, grid: Grid,
-                 policy: AllocationPolicy, clock: IReactorTime, staging_secret: bytes, patience: Patience,
-                 on_change: Callable[[], None], on_staging: Callable[[bytes], Deferred[None]],
+                 policy: AllocationPolicy, clock: IReactorTime, in_flight: InFlight, staging_secret: bytes,
+                 patience: Patience, on_change: Callable[[], None], on_staging: Callable[[bytes], Deferred[None]],
                  tell: Callable[[object], None], count: Callable[[str, int], None],
                  on_broken: Callable[[Failure], None]) -> None:
         self._parameters = parameters
@@ -85,8 +86,8 @@ class ShareHomes:
         self.durable = 0
         self.stopped = False
         self._patience = patience
-        self.calls = StallWatch(shares, patience, clock, lambda server: not self._can_do_without(server),
-                                self._server_stalled)
+        self.calls = StallWatch(shares, patience, clock, in_flight.answers,
+                                lambda server: not self._can_do_without(server), self._server_stalled)
         self.placed = False
         self.must_complete = False  # publication has begun: never give up
         self._watched: dict[bytes, Callable[[], None]] = {}
@@ -300,6 +301,7 @@ class ShareHomes:
         """Continue a share where the server has it from before."""
         size = self._pipeline.segment_size
         block_size = 0 if size is None else size // self._parameters.k
+        before, share.segments_before = share.segments_before, 0
         if sink.prepared and not self._sealed_by_us(share):
             # The `finish` of an earlier run was not decided, and the file may have grown since: other bytes, even if
             # not more of them in this share.
@@ -313,8 +315,7 @@ class ShareHomes:
             # What we have not made durable we have not pushed, whatever the server says.
             held = min(max(0, sink.held - DATA_OFFSET) // block_size, self.durable // size)
             share.next_segment = share.segments_held = held
-            self._count("bytes_pushed_again", max(0, share.segments_before - held) * block_size)
-        share.segments_before = 0
+            self._count("bytes_pushed_again", max(0, before - held) * block_size)
 
     def _begun_by_us(self, share: Share, sink: ShareSink) -> bool:
         """Whether what a server holds of a share are blocks of this file. The `finish` of an earlier run, if it was not
@@ -526,15 +527,19 @@ class ShareHomes:
     def move(self, shares: list[Share]) -> Deferred[None]:
         """Give up the allocations of shares on one server and ask for new ones there; they start again.
 
-        Fires when the server has answered."""
+        Fires when the server has let go of the old ones; never, if it hangs, and then they find other homes."""
         server = shares[0].server
         if server is None:
             raise ValueError("no server")
         sinks = [self._leave(share, ShareState.ALLOCATING) for share in shares]
         generations = [share.generation for share in shares]
+        for share in shares:
+            self.calls.asked(share, "abort")
 
         def aborted(_results: object) -> None:
             still = [s for s, g in zip(shares, generations, strict=True) if s.generation == g]
+            for share in still:
+                self.calls.answered(share)
             if still and not self.stopped:
                 self._allocate(server, still)
 

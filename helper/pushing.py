@@ -7,6 +7,7 @@ or found a new home reads the spool at its own pace. No share waits for another.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from allmydata.util.hashutil import block_hash
 from twisted.internet.defer import Deferred, DeferredList
@@ -18,6 +19,7 @@ from twisted.python.failure import Failure
 from helper.errors import fault_of
 from helper.events import AnswerRuleMet, Failed, PushedTo, SharesReady
 from helper.growth import ShareGrowth
+from helper.in_flight import InFlight
 from helper.layout import DATA_OFFSET
 from helper.parameters import Parameters
 from helper.patience import Patience
@@ -26,14 +28,22 @@ from helper.placement import AllocationPolicy, rule_met, rule_position
 from helper.placing import ShareHomes
 from helper.shares import HOLDS_BLOCKS, LIVE, Share, ShareState, ShareStatus
 from helper.sinks import ExistingShare, Grid, ServerRefused, ShareSink
+from helper.stalls import ROOM
+
+T = TypeVar("T")
 
 MiB = 1024 * 1024
 
 #: Blocks are gathered into writes of about this size: Foolscap's cost is per message.
 WRITE_TARGET = 1_000_000
+#: No write is larger than this: a staging server takes 4 MiB (protocol.txt §16.1), and some blocks are larger.
+WRITE_MOST = 2 * MiB
 #: Bytes of one upload that may be in flight to all servers together, and to one at most.
 IN_FLIGHT_MAX = 12 * MiB
 IN_FLIGHT_PER_SHARE_MAX = 3 * MiB
+#: When there is no room for blocks of all uploads, those are let go of that a share has not taken for so long, in
+#: seconds: its server hangs, or is much slower than others. It reads them from the spool in the end.
+SHORT_PATIENCE = 1.0
 #: The answer waits this long (seconds) after the last share closed, for the stragglers (protocol.txt §6.4).
 CLOSE_GRACE = 0.05
 #: A stock server drops a share that was not written to for 30 minutes; seconds.
@@ -55,13 +65,15 @@ class SharePusher:
     log = Logger()
 
     def __init__(self, parameters: Parameters, pipeline: Pipeline, grid: Grid, policy: AllocationPolicy,
-                 clock: IReactorTime, staging_secret: bytes, patience: Patience, random_below: Callable[[int], int],
-                 tell: Callable[[object], None], on_homes: Callable[[Mapping[int, bytes], Mapping[int, int]], None],
+                 clock: IReactorTime, in_flight: InFlight, staging_secret: bytes, patience: Patience,
+                 random_below: Callable[[int], int], tell: Callable[[object], None],
+                 on_homes: Callable[[Mapping[int, bytes], Mapping[int, int]], None],
                  on_staging: Callable[[bytes], Deferred[None]], on_progress: Callable[[], None],
                  count: Callable[[str, int], None], on_settled: Callable[[list[int]], None]) -> None:
         self._parameters = parameters
         self._pipeline = pipeline
         self._clock = clock
+        self._in_flight = in_flight
         self._patience = patience
         self._random_below = random_below
         self._tell = tell
@@ -69,8 +81,8 @@ class SharePusher:
         self._on_progress = on_progress
         self._on_settled = on_settled
         self._shares = [Share(shnum) for shnum in range(parameters.n)]
-        self._homes = ShareHomes(parameters, self._shares, pipeline, grid, policy, clock, staging_secret, patience,
-                                 self._soon, on_staging, tell, count, self._broken)
+        self._homes = ShareHomes(parameters, self._shares, pipeline, grid, policy, clock, in_flight, staging_secret,
+                                 patience, self._soon, on_staging, tell, count, self._broken)
         self._growth = ShareGrowth(parameters, self._shares, pipeline, policy, self._homes, self._soon, self._broken)
         self._in_flight_limit = min(IN_FLIGHT_PER_SHARE_MAX, IN_FLIGHT_MAX // parameters.n)
         self._begun = self._publish = self._answered = self._ready_told = False
@@ -163,7 +175,7 @@ class SharePusher:
     def stop(self) -> None:
         """Do nothing more; shares stay as they are."""
         self._stopped = True
-        self._pipeline.set_in_flight(0)
+        self._in_flight.forget(self._soon)
         for name in self._timers:
             self._stop_timer(name)
         self._homes.stop()
@@ -189,7 +201,6 @@ class SharePusher:
         self._tell_homes()
         for share in self._shares:
             self._pump(share)
-        self._pipeline.set_in_flight(sum(share.in_flight for share in self._shares))
         self._forget_old_blocks()
         position = rule_position(
             {s.shnum: (s.server.server_id, self._position(s))
@@ -240,28 +251,48 @@ class SharePusher:
                  for s in self._shares if s.state in HOLDS_BLOCKS and s.server is not None},
                 self._parameters.k, self._parameters.happy)
             needed = max(needed, taken)
-        if self._pipeline.short and not any(s.state is ShareState.PUSHING for s in self._shares):
-            needed = self._pipeline.segments
+        if self._pipeline.short:
+            now = self._clock.seconds()
+            taking = [s for s in waiting if s.advanced is not None and 0 <= now - s.advanced < SHORT_PATIENCE]
+            needed = max(needed, min((s.next_segment for s in taking), default=self._pipeline.segments))
+            if taking and not self._timer_runs("short"):
+                self._start_timer("short", SHORT_PATIENCE, self._soon)
         self._pipeline.needed_from(needed)
 
     def _pump(self, share: Share) -> None:
         """Hand the share's sink as much as may be in flight."""
-        if share.state is not ShareState.PUSHING or share.sink is None or share.reading:
+        if share.state is not ShareState.PUSHING or share.sink is None or share.server is None or share.reading:
             return
+        server = share.server.server_id
         while share.in_flight < self._in_flight_limit or not share.in_flight:
             blocks, size = self._next_blocks(share)
             final = self._pipeline.completion is not None
             if blocks and (size >= WRITE_TARGET or final or not share.in_flight):
+                if not self._has_room(share, server, size):
+                    return
                 self._write_blocks(share, blocks, size)
             elif blocks:
                 return  # more will come into this write while others are under way
             elif self._behind(share):
-                self._read_block(share)
+                if self._has_room(share, server, self._pipeline.block_size(share.next_segment)):
+                    self._read_block(share, server)
                 return
-            else:
-                break
-        if self._storage_index is not None and self._has_all_blocks(share) and not share.ended:
-            self._write_end(share)
+            elif not (self._wants_end(share) and self._write_end(share, server)):
+                return
+
+    def _has_room(self, share: Share, server: bytes, size: int) -> bool:
+        """Whether its server (ID) can be sent so much more now; then it counts as on its way. Else the share is looked
+        at again when there may be room."""
+        if self._in_flight.take(server, size):
+            if share.awaits_room:
+                share.awaits_room = False
+                self._homes.calls.answered(share)
+            return True
+        if not share.unanswered:  # else it is known whether the server answers
+            share.awaits_room = True
+            self._homes.calls.asked(share, ROOM)
+        self._in_flight.wait(server, self._soon)
+        return False
 
     def _next_blocks(self, share: Share) -> tuple[list[bytes], int]:
         blocks: list[bytes] = []
@@ -283,20 +314,37 @@ class SharePusher:
         return (completion is not None and share.next_segment == completion.layout.geometry.num_segments
                 and share.file_bound >= completion.layout.geometry.size)
 
+    def _wants_end(self, share: Share) -> bool:
+        return self._storage_index is not None and not share.ended and self._has_all_blocks(share)
+
     def _write_blocks(self, share: Share, blocks: list[bytes], size: int) -> None:
         segment_size = self._pipeline.segment_size
         if segment_size is None:
             raise ValueError("blocks without a segment size")
         offset = DATA_OFFSET + share.next_segment * (segment_size // self._parameters.k)
-        share.next_segment += len(blocks)
-        self._write(share, offset, blocks[0] if len(blocks) == 1 else b"".join(blocks), size)
+        before, share.next_segment = share.next_segment, share.next_segment + len(blocks)
+        data = blocks[0] if len(blocks) == 1 else b"".join(blocks)
+        if size <= WRITE_MOST:
+            self._write(share, offset, data, share.next_segment)
+            return
+        for start in range(0, size, WRITE_TARGET):
+            last = start + WRITE_TARGET >= size
+            self._write(share, offset + start, data[start:start + WRITE_TARGET], share.next_segment if last else before)
 
-    def _write(self, share: Share, offset: int, data: bytes, size: int) -> None:
-        if share.sink is None:
+    def _write(self, share: Share, offset: int, data: bytes, segments: int) -> None:
+        """Write what counts as on its way already; the server holds so many segments then."""
+        if share.sink is None or share.server is None:
             raise ValueError("no sink")
+        server, size = share.server.server_id, len(data)
         share.in_flight += size
-        share.unacknowledged.append((size, share.next_segment))
-        self._ask(share, "write", share.sink.write(offset, data), self._acknowledged)
+        share.advanced = self._clock.seconds()
+        share.unacknowledged.append((size, segments))
+
+        def answered(result: T) -> T:
+            self._in_flight.done(server, size)  # whatever has become of the share: until now the bytes were in memory
+            return result
+
+        self._ask(share, "write", share.sink.write(offset, data).addBoth(answered), self._acknowledged)
 
     def _acknowledged(self, share: Share) -> None:
         size, segments = share.unacknowledged.popleft()
@@ -326,34 +374,44 @@ class SharePusher:
         d.addCallbacks(done, failed)
         d.addErrback(self._broken)
 
-    def _read_block(self, share: Share) -> None:
+    def _read_block(self, share: Share, server: bytes) -> None:
         share.reading = True
         generation, segment = share.generation, share.next_segment
+        size = self._pipeline.block_size(segment)
 
         def got(block: bytes) -> None:
             if share.generation == generation and not self._stopped:
                 share.reading = False
                 self._write_blocks(share, [block], len(block))
                 self._soon()
+            else:
+                self._in_flight.done(server, size)
 
         def unreadable(failure: Failure) -> None:
+            self._in_flight.done(server, size)
             self._broken(failure)  # this ends the upload, unless publication has begun: then only this share
             if share.generation == generation and not self._stopped:
                 self._homes.lose(share, elsewhere=False)
 
         self._pipeline.reencode(segment, share.shnum).addCallbacks(got, unreadable).addErrback(self._broken)
 
-    def _write_end(self, share: Share) -> None:
+    def _write_end(self, share: Share, server: bytes) -> bool:
+        """Write the next piece of the trailer, or the header after it. Whether there was room for that."""
         completion = self._pipeline.completion
         if completion is None:
             raise ValueError("not complete")
-        share.ended = True
-        trailer, start = completion.trailer(share.shnum), completion.layout.trailer_offset
-        for i in range(0, len(trailer), WRITE_TARGET):
-            piece = trailer[i:i + WRITE_TARGET]
-            self._write(share, start + i, piece, len(piece))
-        header = completion.layout.header()
-        self._write(share, 0, header, len(header))
+        layout, start = completion.layout, share.end_handed
+        size = min(WRITE_TARGET, layout.trailer_size - start) or DATA_OFFSET
+        if not self._has_room(share, server, size):
+            return False
+        if start < layout.trailer_size:
+            share.end_handed += size
+            piece = completion.trailer(share.shnum, start, start + size)
+            self._write(share, layout.trailer_offset + start, piece, share.next_segment)
+        else:
+            share.ended = True
+            self._write(share, 0, layout.header(), share.next_segment)
+        return True
 
     def _keep_alive(self) -> None:
         """Tell servers that idle shares are not forgotten."""

@@ -75,7 +75,7 @@ class SpoolRoom:
         self._shares: dict[str, _Share] = {}
         self._stored = self._reserved = 0  # the sums over them
         self._waiters: dict[str, Waiter] = {}
-        self._stuck_for = 0.0  # seconds in which somebody waited and nobody got on
+        self._stuck_for = 0.0  # seconds in which uploads waited and none of them got on
         self._call: IDelayedCall | None = None
         self._looked = 0.0
 
@@ -121,7 +121,8 @@ class SpoolRoom:
         if length > share.reserved and length - share.reserved > self._room():
             return False
         self._set(name, _Share(share.stored + length, max(0, share.reserved - length), share.declared))
-        self._stuck_for = 0.0
+        if name in self._waiters:  # that others get on, who need not wait, is of no use to those who do
+            self._stuck_for = 0.0
         return True
 
     def release(self, name: str) -> None:
@@ -129,11 +130,12 @@ class SpoolRoom:
         self._waiters.pop(name, None)
         if name in self._shares:
             self._set(name, None)
-            self._stuck_for = 0.0
             self._look_soon(0.0)
 
     def wait(self, waiter: Waiter) -> None:
         """`waiter` will be tried again when there may be room."""
+        if not self._waiters:
+            self._stuck_for = 0.0
         self._waiters[waiter.name] = waiter
         self._look_soon(LOOK_INTERVAL)
 

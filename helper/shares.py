@@ -47,7 +47,10 @@ class Share:
     segments_held: int = 0  # acknowledged by the server, without gaps
     in_flight: int = 0  # bytes
     unacknowledged: deque[tuple[int, int]] = attrs.field(factory=deque)  # (bytes, segments held once acknowledged)
+    end_handed: int = 0  # bytes of the trailer that are handed to the sink
     ended: bool = False  # trailer and header are handed to the sink
+    advanced: float | None = None  # when the sink was last handed something here
+    awaits_room: bool = False  # at its server, for the next write (in_flight.py), while nothing is unanswered
     reading: bool = False  # a block is on its way from the spool
     sealing: bool = False
     unanswered: deque[tuple[str, float]] = attrs.field(factory=deque)  # (kind of call, when it was made)
@@ -72,7 +75,8 @@ class Share:
         self.unacknowledged.clear()
         self.unanswered.clear()
         self.waited = 0.0
-        self.ended = self.reading = self.sealing = False
+        self.ended = self.reading = self.sealing = self.awaits_room = False
+        self.end_handed, self.advanced = 0, None
         return sink
 
 

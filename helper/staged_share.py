@@ -75,6 +75,8 @@ class StagedShare:
         self.size = record.size
         self.storage_index = record.storage_index
         self.synced = self.length = max(record.synced, DATA_OFFSET)
+        #: As it was given to `prepare` in this run of the node: on disk its secrets are only hashed.
+        self.lease: LeaseInfo | None = None
         #: It is being removed: nothing that waits for its turn may touch the file.
         self.removed = False
         self._record = record
@@ -116,6 +118,7 @@ class StagedShare:
         async with self._order:
             self._check_usable()
             if self.state is StagedState.PREPARED and size == self.size:
+                self.lease = lease
                 return
             if not DATA_OFFSET < size <= self.length or (self.size is not None and size != self.size):
                 raise errors.WrongSize(self.length if self.size is None else self.size, size)
@@ -130,6 +133,7 @@ class StagedShare:
             prepared = attrs.evolve(self.record(), state=StagedState.PREPARED, size=size, synced=size)
             await self._commit(update(prepared))
             self.state, self.size, self.synced = prepared.state, prepared.size, prepared.synced
+            self.lease = lease
 
     async def remove(self) -> None:
         """Remove the file, once what is under way is done."""

@@ -23,6 +23,7 @@ from twisted.logger import Logger
 
 from helper import staging_errors as errors
 from helper.disk import take_lock
+from helper.interfaces import STORAGE_INDEX_SIZE
 from helper.layout import DATA_OFFSET
 from helper.one_staging import Staging
 from helper.spool import RunInThread
@@ -30,10 +31,11 @@ from helper.staged_share import SETTLED, Means, Outcome, StagedShare
 from helper.staging_disk import Disk
 from helper.staging_errors import disk_errors
 from helper.staging_interfaces import LARGEST_WRITE, SHARES_MAX, STAGING_NAME_SIZE
-from helper.staging_publisher import STORAGE_INDEX_SIZE, Publisher
-from helper.staging_records import Commits, StagedRecord, StagedState, StagingRecords, add, remove, touch
+from helper.staging_publisher import Publisher
+from helper.staging_records import Commits, StagedRecord, StagedState, StagingRecords, add, remove, set_uptime, touch
 from helper.staging_recovery import Recovery
 from helper.staging_room import SPARE_PER_SHARE, Room
+from helper.uptime import Uptime
 
 GiB = 1024**3
 SECRET_SIZE = 32
@@ -51,8 +53,12 @@ class StagingLimits:
     """Sizes in bytes, durations in seconds."""
 
     stagings: int = 10_000
+    #: Of all stagings together. Each costs memory, a record and a file, even without a byte.
+    shares: int = 40_000
     bytes_per_staging: int = 1024 * GiB
     expiry: float = 14 * 86400
+    #: Of stagings without a byte. Helpers look after a share every ten minutes.
+    empty_expiry: float = 3 * 3600
     sweep_interval: float = 3600
     #: `touched` is made durable at most so often.
     touch_interval: float = 3600
@@ -89,6 +95,8 @@ class StagingServer:
         self._lock: int | None = None
         self._commits: Commits | None = None
         self._stagings: dict[str, Staging] = {}
+        self._creating = 0  # shares that are being begun
+        self._uptime = Uptime(clock, 2 * limits.sweep_interval)
         self._room = Room(stock, limits.bytes_per_staging)
         self._sweeper = LoopingCall(self._sweep)
         self._sweeper.clock = clock
@@ -111,6 +119,7 @@ class StagingServer:
         if self._lock is None:
             raise StagingLocked(f"{self._directory} is in use by another process")
         self._records.open()
+        self._uptime.begin(self._records.uptime())
         self._commits = Commits(self._records, self._run_in_thread)
         recovered = Recovery(self._directory, self._records, self._publisher, self._means).run()
         for share in recovered.shares:
@@ -154,13 +163,14 @@ class StagingServer:
         if key not in self._stagings:
             if len(self._stagings) >= self._limits.stagings:
                 raise errors.TooManyStagings(self._limits.stagings)
-            self._stagings[key] = self._new(key, self._clock.seconds())
+            self._stagings[key] = self._new(key, self._uptime.seconds)
         staging = self._stagings[key]
         with self._using(staging):
             async with staging.structure:
                 new = sorted({*shnums} - {*staging.shares})
                 if new:
                     self._room.check(staging, len(new) * size, len(new) * (size + SPARE_PER_SHARE), 0)
+                    self._check_number(len(new))
                     await self._create(staging, new)
                     self._counters["staged"] += len(new)
                 return _held(staging)
@@ -225,15 +235,24 @@ class StagingServer:
                 self._counters["aborted"] += await self._remove(
                     staging, [share for share in staging.live() if not shnums or share.shnum in shnums])
 
+    def _check_number(self, new: int) -> None:
+        shares = sum(len(staging.shares) for staging in self._stagings.values()) + self._creating
+        if shares + new > self._limits.shares:
+            raise errors.TooManyStagings(self._limits.shares)
+
     # -- shares come and go ------------------------------------------------------------------------------------------
 
     async def _create(self, staging: Staging, shnums: list[int]) -> None:
         records = [StagedRecord(staging.name, shnum, StagedState.GROWING, DATA_OFFSET, None, None, staging.touched)
                    for shnum in shnums]
         shares = [self._share(record) for record in records]
-        with self._counted_failures():
-            await self._run_in_thread(self._create_files, staging.directory, shares)
-            await self._commit(*(add(record) for record in records))
+        self._creating += len(shares)
+        try:
+            with self._counted_failures():
+                await self._run_in_thread(self._create_files, staging.directory, shares)
+                await self._commit(*(add(record) for record in records))
+        finally:
+            self._creating -= len(shares)
         # Files of a failure are strangers: in nobody's way, and removed at the next start.
         staging.shares.update({share.shnum: share for share in shares})
 
@@ -279,8 +298,11 @@ class StagingServer:
         return True
 
     def _sweep(self) -> Deferred[Any]:
-        oldest = self._clock.seconds() - self._limits.expiry
-        expired = [s for s in self._stagings.values() if s.touched < oldest and not s.users]
+        self._uptime.step()
+        now = self._uptime.seconds
+        self._commit(set_uptime(now)).addErrback(self._failed)
+        expired = [s for s in self._stagings.values() if not s.users and s.touched < now - (
+            self._limits.empty_expiry if s.empty else self._limits.expiry)]
         if expired:
             self.log.info("{count} stagings have expired", count=len(expired))
         return gatherResults([
@@ -330,7 +352,7 @@ class StagingServer:
                 self._remove_directory(staging.directory)
 
     def _touch(self, staging: Staging) -> None:
-        now = staging.touched = self._clock.seconds()
+        now = staging.touched = self._uptime.seconds
         if now - staging.recorded_touch >= self._limits.touch_interval:
             staging.recorded_touch = now
             self._commit(touch(staging.name, now)).addErrback(self._failed)

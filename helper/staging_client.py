@@ -77,7 +77,7 @@ class StagingStorageServer:
         existing: dict[int, ExistingShare] = {}
         if target.storage_index is not None:
             # Without an index nothing can be there; and if publishing it was cut short, this finds the share.
-            existing = await self.stock.existing_shares(target.storage_index, shnums)
+            existing = await self.existing_shares(target.storage_index, shnums)
         wanted = [shnum for shnum in shnums if shnum not in existing]
         if not wanted:
             return Granted({}, existing)
@@ -88,6 +88,13 @@ class StagingStorageServer:
             shnum: StagedSink(self, name, shnum, min(length, SIZE_MAX), state in _COMPLETE)
             for shnum, state, length, _synced in held if shnum in wanted}
         return Granted(sinks, existing)
+
+    async def existing_shares(self, storage_index: bytes, shnums: Sequence[int]) -> dict[int, ExistingShare]:
+        """Ordinary shares that are there; they have our lease then, as if a stock server had been asked for them."""
+        existing = await self.stock.existing_shares(storage_index, shnums)
+        if existing:
+            await self.stock.add_lease(storage_index)
+        return existing
 
     def let_go(self, target: Target, shnums: Sequence[int]) -> None:
         if shnums:
@@ -145,7 +152,7 @@ class StagedSink:
         if outcome == b"assigned" and not self.is_claimed:
             return None
         if outcome in (b"assigned", b"already-there", b"unknown", b"unknown-staging"):
-            existing = await self.server.stock.existing_shares(storage_index, [self.shnum])
+            existing = await self.server.existing_shares(storage_index, [self.shnum])
             if self.shnum in existing:
                 return existing[self.shnum]
         raise ServerRefused(f"did not publish a share: {outcome.decode('ascii', 'replace')}")

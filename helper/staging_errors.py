@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import attrs
 
+from helper.disk import reason_of
 from helper.errors import BadArgument, InternalError, OffsetGap, Refusal, StorageIndexConflict, StreamingError
 
 __all__ = [
@@ -32,7 +32,7 @@ class TooManyStagings(Refusal):
     limit: int
 
     def text(self) -> str:
-        return f"the server already has {self.limit} stagings, its limit"
+        return f"the server already has {self.limit} stagings, or so many staged shares, its limit"
 
 
 @attrs.define(eq=False, str=False)
@@ -105,13 +105,6 @@ BY_CODE: dict[str, type[StreamingError]] = {
     for cls in (BadArgument, OffsetGap, UnknownStaging, TooManyStagings, StagingFull, NoSpace, ReadOnly,
                 AlreadyPrepared, WrongSize, StorageIndexConflict, WriteFailed, Stopping, InternalError)
 }
-
-
-def reason_of(error: Exception) -> str:
-    """Why, without a path: file names are staging names."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return os.strerror(error.errno)
-    return type(error).__name__
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from helper.errors import StreamingError, fault_of
 from helper.staging import Held, StagingLimits, StagingServer
 from helper.staging_interfaces import PLUGIN_NAME, RIStagingServer
 from helper.streaming_cfg import duration_of, size_of
+from helper.wire_fields import wire_fields
 
 reactor: Any = _reactor  # it has more interfaces than its declared type
 
@@ -76,22 +77,17 @@ class FoolscapStagingServer(Referenceable):  # type: ignore[misc]
             try:
                 return encode(await awaitable)
             except StreamingError as error:
-                return refuse(_fields({**error.fields(), "code": error.code, "text": error.text()}))
+                return refuse(wire_fields({**error.fields(), "code": error.code, "text": error.text()}))
             except Exception as error:  # noqa: BLE001 (a bug: whatever it is must not travel as a failure)
                 self.log.failure("a call failed")
                 fault = fault_of(error)
-                return refuse(_fields({**fault.fields(), "code": fault.code, "text": fault.text()}))
+                return refuse(wire_fields({**fault.fields(), "code": fault.code, "text": fault.text()}))
 
         return Deferred.fromCoroutine(answered())
 
 
 def _ok(fields: dict[str, int] | None = None) -> WireAnswer:
-    return _fields({"code": "ok", **(fields or {})})
-
-
-def _fields(fields: dict[str, Any]) -> WireAnswer:
-    return {key.replace("_", "-").encode("ascii"): value.encode() if isinstance(value, str) else value
-            for key, value in fields.items()}
+    return wire_fields({"code": "ok", **(fields or {})})
 
 
 def _wire_held(held: Sequence[Held]) -> WireHeld:
@@ -166,7 +162,8 @@ class StagingPlugin:
 def limits_from(configuration: dict[str, str]) -> StagingLimits:
     """The settings in [storageserver.plugins.tahoe-streaming-staging-v1]. Raises ValueError, naming the key."""
     known: dict[str, Callable[[str], Any]] = {
-        "stagings": int, "bytes-per-staging": size_of, "expiry": duration_of}
+        "stagings": int, "shares": int, "bytes-per-staging": size_of, "expiry": duration_of,
+        "empty-expiry": duration_of}
     values = {}
     for key, text in configuration.items():
         if key not in known:

@@ -17,18 +17,19 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from allmydata.storage.common import storage_index_to_dir
+from allmydata.interfaces import NoSpace
+from allmydata.storage.common import UnknownImmutableContainerVersionError, storage_index_to_dir
+from allmydata.storage.immutable import ShareFile
 from twisted.logger import Logger
 
 from helper.staged_share import SETTLED, Means, Outcome, StagedShare
 from helper.staging_errors import reason_of
 from helper.staging_records import remove, update
-
-STORAGE_INDEX_SIZE = 16  # bytes
 
 
 class Publisher:
@@ -76,17 +77,31 @@ class Publisher:
         try:
             if final.exists():
                 # the same file: an earlier try got so far
-                return Outcome.ASSIGNED if final.samefile(share.path) else Outcome.ALREADY_THERE
+                return Outcome.ASSIGNED if final.samefile(share.path) else self._already_there(share, final)
             if self._is_open(share, storage_index):
                 return Outcome.BUSY
             self._disk.make_directory(final.parent)
             self._disk.link(share.path, final)
         except FileExistsError:
-            return Outcome.ALREADY_THERE
+            return self._already_there(share, final)
         except OSError as error:
             self._report(error)
             return Outcome.FAILED
         return Outcome.ASSIGNED
+
+    def _already_there(self, share: StagedShare, final: Path) -> Outcome:
+        """The share that is there gets the lease of the staged one, or has it renewed, as when stock is asked to
+        allocate it. After a restart of the node the lease is not known, until `prepare` is repeated."""
+        space = self._stock.get_available_space()
+        try:
+            if share.lease is not None:
+                ShareFile(str(final)).add_or_renew_lease(2**63 if space is None else space, share.lease)
+        except (NoSpace, OSError) as error:
+            self._report(error)
+            return Outcome.FAILED
+        except (UnknownImmutableContainerVersionError, struct.error):
+            self.log.warn("a share that is there already is damaged")  # no lease would be of use
+        return Outcome.ALREADY_THERE
 
     def settle(self, shares: Sequence[StagedShare], storage_index: bytes) -> None:
         """What is in its place shall stay there, and its staged name go. Blocks; OSError before anything went."""

@@ -29,7 +29,8 @@ class StagedState(enum.Enum):
 
 @attrs.frozen
 class StagedRecord:
-    """One staged share. `synced` and `size` (None until prepared) are bytes of share data."""
+    """One staged share. `synced` and `size` (None until prepared) are bytes of share data; `touched` is when somebody
+    last called for its staging, in seconds of the node's uptime (uptime.py)."""
 
     name: str
     shnum: int
@@ -52,7 +53,12 @@ CREATE TABLE IF NOT EXISTS staged (
     PRIMARY KEY (name, shnum)
 ) WITHOUT ROWID
 """
-_VERSION = 1
+#: The node's uptime when it was last written down.
+_NODE_SCHEMA = "CREATE TABLE IF NOT EXISTS node (uptime REAL NOT NULL)"
+_FIRST_UPTIME = "INSERT INTO node SELECT 0.0 WHERE NOT EXISTS (SELECT * FROM node)"
+#: In version 1 `touched` was seconds since the epoch: all that is staged is as if it had been called for now.
+_FROM_VERSION_1 = "UPDATE staged SET touched = 0.0"
+_VERSION = 2
 
 
 @attrs.frozen
@@ -86,6 +92,11 @@ def touch(name: str, when: float) -> Change:
     return Change("UPDATE staged SET touched = ? WHERE name = ?", (when, name))
 
 
+def set_uptime(seconds: float) -> Change:
+    """The node was up for so long."""
+    return Change("UPDATE node SET uptime = ?", (seconds,))
+
+
 def remove(name: str, shnum: int) -> Change:
     """Forget a share."""
     return Change("DELETE FROM staged WHERE name = ? AND shnum = ?", (name, shnum))
@@ -108,10 +119,16 @@ class StagingRecords:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version not in (0, _VERSION):
+        if version not in (0, 1, _VERSION):
             raise ValueError(f"{self._path} has version {version}, expected {_VERSION}")
+        self._db.execute("BEGIN IMMEDIATE")
         self._db.execute(_SCHEMA)
+        self._db.execute(_NODE_SCHEMA)
+        self._db.execute(_FIRST_UPTIME)
+        if version == 1:
+            self._db.execute(_FROM_VERSION_1)
         self._db.execute(f"PRAGMA user_version = {_VERSION}")
+        self._db.execute("COMMIT")
 
     def close(self) -> None:
         """No calls after this."""
@@ -125,6 +142,12 @@ class StagingRecords:
                 "SELECT name, shnum, state, synced, size, storage_index, touched FROM staged").fetchall()
         return [StagedRecord(name, shnum, StagedState(state), synced, size, index, touched)
                 for name, shnum, state, synced, size, index, touched in rows]
+
+    def uptime(self) -> float:
+        """Seconds that the node was up, as far as that is written down."""
+        with self._lock:
+            (seconds,) = self._db.execute("SELECT uptime FROM node").fetchone()
+        return float(seconds)
 
     def apply(self, changes: Sequence[Change]) -> None:
         """All or none; durable when this returns."""

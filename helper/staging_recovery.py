@@ -11,9 +11,10 @@ from pathlib import Path
 import attrs
 from twisted.logger import Logger
 
+from helper.interfaces import STORAGE_INDEX_SIZE
 from helper.layout import DATA_OFFSET
 from helper.staged_share import CONTAINER_HEADER, SETTLED, Means, Outcome, StagedShare
-from helper.staging_publisher import STORAGE_INDEX_SIZE, Publisher
+from helper.staging_publisher import Publisher
 from helper.staging_records import StagedRecord, StagedState, StagingRecords, remove, update
 
 

@@ -13,23 +13,29 @@ from helper.sinks import StorageServer
 
 #: Servers that do not answer are looked for this often; seconds.
 STALL_INTERVAL = 1.0
+#: As if it were a call: that other writes to a server are answered, so that there is room for more (in_flight.py).
+ROOM = "room"
 
 
 class StallWatch:
     """Told of every call for a share and of every answer; calls `on_stalled` with a share whose server has not
     answered in time, and whether the server is `needed`: then again, when it has been waited for long enough.
 
+    `answers` says how often a server (ID) has answered any upload: who waits for room there waits for all of them.
     `stalled` are the servers (IDs) that have not answered since they were found so.
     """
 
     log = Logger()
 
     def __init__(self, shares: Sequence[Share], patience: Patience, clock: IReactorTime,
-                 needed: Callable[[StorageServer], bool], on_stalled: Callable[[Share, bool], None]) -> None:
+                 answers: Callable[[bytes], int], needed: Callable[[StorageServer], bool],
+                 on_stalled: Callable[[Share, bool], None]) -> None:
         self._shares = shares
         self._patience = patience
         self._rule = StallRule(patience.stall)
         self._clock = clock
+        self._answers = answers
+        self._answered_before: dict[Share, int] = {}  # answers of the server of each share that waits for room
         self._needed = needed
         self._on_stalled = on_stalled
         self._call: IDelayedCall | None = None
@@ -67,8 +73,12 @@ class StallWatch:
         if not waiting or self._stopped:
             return
         self._call = self._clock.callLater(STALL_INTERVAL, self._look)
+        before, self._answered_before = self._answered_before, {
+            share: self._answers(share.server.server_id) for share in waiting
+            if share.server is not None and share.unanswered[0][0] == ROOM}
         for share in waiting:
-            share.waited += elapsed
+            alive = before.get(share) != self._answered_before.get(share)
+            share.waited = 0.0 if alive else share.waited + elapsed
             if share.server is not None and share.unanswered:  # else it has moved, for another that was given up
                 self._judge(share, share.server)
 

@@ -77,6 +77,12 @@ class StockServer:
         return {shnum: StockShare(ReadBucketProxy(readers[shnum], self.native, storage_index))
                 for shnum in shnums if shnum in readers}
 
+    def add_lease(self, storage_index: bytes) -> Deferred[None]:
+        """Renew our lease on all shares of `storage_index` that are there, or add it. `allocate` does the same."""
+        renew, cancel = self.lease_secrets(storage_index, self.native.get_lease_seed())
+        return self.native.get_rref().callRemote(  # type: ignore[no-any-return]
+            "add_lease", storage_index, renew, cancel)
+
     def on_disconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
         rref = self.native.get_rref()
         marker = rref.notifyOnDisconnect(callback)

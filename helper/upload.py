@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 
 from helper import errors, events
 from helper.block_memory import BlockMemory
+from helper.in_flight import InFlight
 from helper.ledger import Ledger
 from helper.leftovers import Leftovers
 from helper.parameters import Parameters
@@ -59,6 +60,7 @@ class Services:
     encode_in_thread: RunInThread
     room: SpoolRoom
     memory: BlockMemory
+    in_flight: InFlight
     count: Callable[[str, int], None]
     uptime: Uptime
     leftovers: Leftovers
@@ -90,7 +92,7 @@ class Upload:
         self._services = services
         s = services.settings
         self.session = Session(record.parameters, Limits(
-            s.credit, s.pushing_lag, s.largest_message, s.contact_after, services.room.upload_quota))
+            s.credit, s.pushing_lag, s.largest_message, s.contact_after, self.quota))
         self._unstored: deque[bytes] = deque()  # waits for room in the spool
         self._disk_full: str | None = None  # why bytes given to the spool wait
         self._calls: dict[int, Deferred[Answered]] = {}
@@ -99,20 +101,32 @@ class Upload:
         self._handling = False
         self._stopped = False
         self._pauses = Pauses(self.short, services.clock, self._what_it_waits_for)
+        #: Only while there is work: an upload may be open for long without a byte, and is remembered when it is over.
         self._working: _Work | None = None
+        self._begin: Callable[[], _Work] | None = None  # with the first byte
+        self._index_to_use: bytes | None = None  # as soon as there is work
+        self._last_shares: list[ShareStatus] = []  # when there was none any more
         self._remove_unread: Callable[[], None] = lambda: None
         self._abandoned: Deferred[None] | None = None
         self._end_recorded: Deferred[bool] = succeed(True)
 
     def begin(self, spool_file: SpoolFile) -> None:
         """A new upload."""
-        s, p = self._services, self._record.parameters
+        self._begin = lambda: self._begun(spool_file)
+
+    def _begun(self, spool_file: SpoolFile) -> _Work:
+        s, p, r = self._services, self._record.parameters, self._record
         pipeline = Pipeline(p, spool_file, s.encode_in_thread, s.memory, self._blocks_changed, self._pipeline_failed)
         policy = AllocationPolicy(p.k, p.n, p.max_segment_size, s.settings.first_bound)
         pusher = SharePusher(
-            p, pipeline, s.grid, policy, s.clock, self._record.staging_secret, s.settings.patience, secrets.randbelow,
-            self.tell, self._homes_changed, self._will_stage_on, self._shares_progress, s.count, self._settled)
-        self._working = _Work(spool_file, pipeline, pusher)
+            p, pipeline, s.grid, policy, s.clock, s.in_flight, self._record.staging_secret, s.settings.patience,
+            secrets.randbelow, self.tell, self._homes_changed, self._will_stage_on, self._shares_progress, s.count,
+            self._settled)
+        if r.order is not None:
+            pusher.rank([r.servers[i] for i in r.order])
+        if self._index_to_use is not None:
+            pusher.use_storage_index(self._index_to_use)
+        return _Work(spool_file, pipeline, pusher)
 
     def resume(self, spool_file: SpoolFile) -> Deferred[None]:
         """An upload of an earlier run, whose ciphertext is in `spool_file`. Fires when it may grow."""
@@ -121,12 +135,11 @@ class Upload:
         grows = self._record.finish is None and bool(self._record.homes)
         if grows:
             self._believe_no_more_than(spool_file.durable)
-        r, work = self._record, self._work
-        if r.order is not None:
-            work.pusher.rank([r.servers[i] for i in r.order])
-        work.pusher.return_to(r.homes, r.sealed, r.staged_on, r.believed)
-        work.pipeline.set_durable(spool_file.durable)
-        work.pusher.set_durable(spool_file.durable)
+        r = self._record
+        if spool_file.durable:
+            self._work.pusher.return_to(r.homes, r.sealed, r.staged_on, r.believed)
+            self._work.pipeline.set_durable(spool_file.durable)
+            self._work.pusher.set_durable(spool_file.durable)
         self.tell(self._resumed(spool_file.durable, r.error, unplaced=True))
         return self.save() if grows else succeed(None)
 
@@ -159,8 +172,16 @@ class Upload:
     @property
     def _work(self) -> _Work:
         if self._working is None:
-            raise RuntimeError("this upload has no ciphertext any more")
+            if self._begin is None:
+                raise RuntimeError("this upload has no ciphertext any more")
+            begin, self._begin = self._begin, None
+            self._working = begin()
         return self._working
+
+    @property
+    def quota(self) -> int:
+        """The most bytes that this upload may ever have."""
+        return min(self._services.room.upload_quota, self._record.parameters.largest_size)
 
     @property
     def storage_index(self) -> bytes | None:
@@ -317,7 +338,9 @@ class Upload:
             case events.BeginPlacing():
                 self._work.pusher.begin()
             case events.UseStorageIndex(storage_index):
-                self._work.pusher.use_storage_index(storage_index)
+                self._index_to_use = storage_index
+                if self._working is not None:
+                    self._working.pusher.use_storage_index(storage_index)
             case events.Complete(size):
                 self._work.pipeline.complete(size)
             case events.ForgetCompletion():
@@ -360,7 +383,7 @@ class Upload:
         if self._working is not None:
             self._working.pipeline.stop()
             self._abandoned = self._working.pusher.abandon()
-        else:
+        else:  # there is no work yet, or none was found after a restart
             self._abandoned = succeed(None)
         self._remove_staged()
         self._abandoned.addCallback(lambda _ignored: self.tell(events.Abandoned()))
@@ -383,8 +406,11 @@ class Upload:
         self.when_end_recorded(self._remove_spool)
 
     def _remove_spool(self) -> None:
+        self._begin = None
         if self._working is not None:
             self._working.spool.drop()
+            self._last_shares = self._working.pusher.status()
+            self._working = None
         else:
             self._remove_unread()
         self._services.room.release(self.name)
@@ -401,7 +427,7 @@ class Upload:
         self._end_recorded.addCallback(recorded)
 
     def _shares(self) -> list[ShareStatus]:
-        return [] if self._working is None else self._working.pusher.status()
+        return self._last_shares if self._working is None else self._working.pusher.status()
 
     def _compare(self, call: int, offset: int, data: bytes) -> None:
         spool = self._work.spool
@@ -413,8 +439,10 @@ class Upload:
 
     def stored(self, durable: int) -> None:
         """The spool has so many bytes."""
-        self._work.pipeline.set_durable(durable)
-        self._work.pusher.set_durable(durable)
+        if self._working is None:
+            return  # the upload ended while they were being written
+        self._working.pipeline.set_durable(durable)
+        self._working.pusher.set_durable(durable)
         self.tell(events.Stored(durable))
         self._pauses.got_on(self.waits_for)
 
@@ -539,11 +567,12 @@ class Upload:
     def forget(self) -> None:
         """Nobody can ask for the result any more: let go of whatever is still under way for it."""
         self._services.leftovers.forget(self.name)
-        if self._working is not None:
-            self._working.pipeline.stop()
+        working = self._working
+        if working is not None:
+            working.pipeline.stop()
             self._remove_spool()
             if self._abandoned is None:
-                self._abandoned = self._working.pusher.abandon()
+                self._abandoned = working.pusher.abandon()
 
 
 def new_record(name: str, parameters: Parameters, now: float, uptime: float) -> UploadRecord:

@@ -12,6 +12,7 @@ from twisted.logger import Logger
 
 from helper import errors, events
 from helper.block_memory import BlockMemory
+from helper.in_flight import InFlight
 from helper.interfaces import SEEDS_MAX, UPLOAD_ID_SIZE
 from helper.ledger import Ledger, LedgerFailed, Recorded
 from helper.leftovers import Leftovers
@@ -46,7 +47,7 @@ class Uploads:
         self._leftovers = Leftovers(grid)
         self._uptime = Uptime(clock, 2.0 * settings.sweep_interval)
         self._services = Services(settings, grid, ledger, clock, encode_in_thread, self._room, BlockMemory(),
-                                  self._count, self._uptime, self._leftovers)
+                                  InFlight(clock), self._count, self._uptime, self._leftovers)
         self._recovery = Recovery(spool, self._services)
         ledger.on_change = self._ledger_changed
         self._by_name: OrderedDict[str, Upload] = OrderedDict()
@@ -140,7 +141,7 @@ class Uploads:
         await self._record_open(upload, new)
         status = upload.status()
         return Answered({**status.fields, "largest-message": self._settings.largest_message,
-                         "quota": self._room.upload_quota, "servers": self._grid.writable_count(),
+                         "quota": upload.quota, "servers": self._grid.writable_count(),
                          "permutation-seeds": upload.permutation_seeds}, status.shares)
 
     async def _record_open(self, upload: Upload, new: bool) -> None:
@@ -164,6 +165,9 @@ class Uploads:
         most = self._settings.uploads_max
         if len(self._by_name) >= most and sum(not u.over for u in self._by_name.values()) >= most:
             raise errors.TooManyUploads(self._settings.uploads_max)
+        parameters.check_memory()
+        if parameters.size is not None and parameters.size > parameters.largest_size:
+            raise errors.QuotaExceeded(parameters.largest_size, parameters.size)
         if servers < parameters.happy:
             raise errors.TooFewServers(servers, parameters.happy)
         if self._ledger.failing:

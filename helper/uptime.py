@@ -1,4 +1,4 @@
-"""How long the helper was up, in all its runs together: what idle time is measured in, protocol.txt §11.4."""
+"""How long a node was up, in all its runs together: what idle time is measured in, protocol.txt §11.4, §17."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Uptime:
         self.seconds = 0.0
 
     def begin(self, recorded: float) -> None:
-        """The helper starts now; `recorded` is its uptime when that was last written down."""
+        """The node starts now; `recorded` is its uptime when that was last written down."""
         self.seconds = recorded
         self._looked = self._clock.seconds()
 

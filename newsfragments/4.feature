@@ -9,6 +9,11 @@ it goes on.
 Uploads survive restarts of the helper, orderly or not: what was acknowledged is there again, staged shares go on where
 they were, and an upload whose publication was decided is published.
 A storage server that hangs, is slow, full or gone delays no upload; its shares find other homes in seconds.
+The memory of a helper is bounded whatever parameters its clients choose: segments whose blocks have more than 12 MiB
+together, and large files with tiny segments, are refused with numbers when an upload is opened.
+A share that a storage node with the staging plugin has already gets a lease of who uploads it again. Staged shares are
+limited in number (setting shares), those without a byte expire after three hours (empty-expiry), and only time in which
+the node was up counts.
 The helper's spool has quotas and leaves disk space free; an upload for which there is no room waits, or is refused with
 numbers when it is opened (settings spool-quota, upload-quota, free-disk in streaming.cfg).
 Time in which the helper is down does not count towards the expiry of its uploads. An upload that was to be published and

@@ -236,6 +236,12 @@ class Node:
     def stop(self) -> None:
         self.staging.stop()
 
+    def wait(self, seconds: float) -> None:
+        """Time goes by, as it does: when it comes in one piece the node takes it for a clock that is set."""
+        while seconds > 0:
+            self.clock.advance(min(seconds, self.limits.sweep_interval))
+            seconds -= self.limits.sweep_interval
+
     def restart(self) -> None:
         self.stop()
         self.start()
@@ -258,11 +264,12 @@ class Node:
         return [p for p in (self.directory / "staging").rglob("*")
                 if p.name != "lock" and not p.name.startswith("staging.sqlite")]
 
-    def full_share(self, shnum: int, name: bytes = NAME, body: bytes = BODY) -> None:
+    def full_share(self, shnum: int, name: bytes = NAME, body: bytes = BODY,
+                   secrets: tuple[bytes, bytes] = SECRETS) -> None:
         self.stage(name, [shnum])
         self.write(name, shnum, DATA_OFFSET, body)
         self.write(name, shnum, 0, HEADER)
-        self.prepare(name, shnum, DATA_OFFSET + len(body))
+        self.prepare(name, shnum, DATA_OFFSET + len(body), secrets)
 
     def stage(self, name: bytes, shnums: list[int], size: int = 0) -> Any:
         return now(self.staging.stage(name, shnums, size))
@@ -273,8 +280,8 @@ class Node:
     def held(self, name: bytes = NAME) -> Any:
         return now(self.staging.held(name))
 
-    def prepare(self, name: bytes, shnum: int, size: int = SIZE) -> Any:
-        return now(self.staging.prepare(name, shnum, size, *SECRETS))
+    def prepare(self, name: bytes, shnum: int, size: int = SIZE, secrets: tuple[bytes, bytes] = SECRETS) -> Any:
+        return now(self.staging.prepare(name, shnum, size, *secrets))
 
     def assign(self, name: bytes = NAME, si: bytes = SI, shnums: list[int] | None = None) -> dict[int, str]:
         return outcomes(now(self.staging.assign(name, si, shnums or [])))

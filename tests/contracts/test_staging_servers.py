@@ -323,6 +323,31 @@ def test_a_published_share_has_the_lease_of_its_uploader(tmp_path: Path) -> None
         bench.stop()
 
 
+def test_a_share_that_was_there_has_the_lease_of_who_uploads_it_again(tmp_path: Path) -> None:
+    """Whether that is found out when the share is begun or when it is published."""
+    bench = PluginBench(tmp_path / "storage")
+    bench.make(1_000_000)
+
+    def age_lease() -> None:
+        (lease,) = bench.share_file(0).get_leases()
+        bench.share_file(0).renew_lease(LEASE_SECRETS[0], lease.get_expiration_time() - 86400, allow_backdate=True)
+
+    try:
+        one, again = sealed(bench), sealed(bench, target=OTHER)
+        bench.run(lambda: one.publish(SI))
+        age_lease()
+        assert bench.run(lambda: again.publish(SI)) is not None
+        (lease,) = bench.share_file(0).get_leases()
+        assert lease.get_age() < 60
+        age_lease()
+        granted = allocate(bench, [0], TARGET)
+        assert set(granted.existing) == {0}
+        (lease,) = bench.share_file(0).get_leases()
+        assert lease.get_age() < 60
+    finally:
+        bench.stop()
+
+
 # -- losing the connection ----------------------------------------------------------------------------------
 
 

@@ -31,6 +31,11 @@ def full_segments(ciphertext: bytes, k: int, max_segment_size: int, declared: bo
     return [ciphertext[i * size:(i + 1) * size] for i in range(count)], ciphertext[count * size:]
 
 
+def block_offset(layout: ShareLayout, segment: int) -> int:
+    """Where the block of a segment stands in every share."""
+    return DATA_OFFSET + segment * layout.geometry.block_size
+
+
 def encode_all(ciphertext: bytes, k: int, n: int, max_segment_size: int,
                declared: bool) -> tuple[Completion, list[list[bytes]]]:
     """The completion, and the n blocks of each segment, the tail included."""
@@ -50,7 +55,7 @@ def shares_of(completion: Completion, blocks: list[list[bytes]]) -> dict[int, by
     for shnum in range(layout.geometry.n):
         share = bytearray(layout.share_size)
         parts = [(0, layout.header()), (layout.trailer_offset, completion.trailer(shnum))]
-        parts += [(layout.block_offset(i), segment[shnum]) for i, segment in enumerate(blocks)]
+        parts += [(block_offset(layout, i), segment[shnum]) for i, segment in enumerate(blocks)]
         for offset, data in parts:
             share[offset:offset + len(data)] = data
         shares[shnum] = bytes(share)
@@ -201,7 +206,7 @@ def test_any_k_shares_restore_a_file(file: tuple[int, int, int, bytes], data: st
     for number in range(geometry.num_segments):
         last = number == geometry.num_segments - 1
         length = geometry.padded_tail_size // k if last else geometry.block_size
-        start = completion.layout.block_offset(number)
+        start = block_offset(completion.layout, number)
         pieces = [shares[i][start:start + length] for i in chosen]
         segment = b"".join(zfec.Decoder(k, n).decode(pieces, chosen))
         restored += segment[:geometry.tail_size] if last else segment
@@ -251,7 +256,7 @@ def test_ueb_size_does_not_depend_on_hashes(geometry: Geometry, one: bytes) -> N
 def test_header_is_of_version_2_with_blocks_after_it(geometry: Geometry) -> None:
     layout = ShareLayout(geometry)
     header = layout.header()
-    assert len(header) == DATA_OFFSET == layout.block_offset(0)
+    assert len(header) == DATA_OFFSET
     assert header.startswith(HEADER_VERSION)
     offsets = [int.from_bytes(header[i:i + 8], "big") for i in range(4, DATA_OFFSET, 8)]
     assert offsets[:3] == [geometry.block_size, geometry.share_data_size, DATA_OFFSET]

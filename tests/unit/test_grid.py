@@ -442,6 +442,44 @@ def test_a_server_is_back_when_its_plugin_is_back_before_its_node(world: Grid) -
     assert isinstance(results[0], StagingStorageServer)
 
 
+class CountingBroker:
+    """A storage broker that counts how often it is asked for servers."""
+
+    def __init__(self, broker: Any) -> None:
+        self._broker = broker
+        self.asked = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._broker, name)
+
+    def get_servers_for_psi(self, *arguments: Any, **keywords: Any) -> Any:
+        self.asked += 1
+        return self._broker.get_servers_for_psi(*arguments, **keywords)
+
+
+def test_a_change_of_one_server_is_looked_at_once_however_many_uploads_wait(world: Grid) -> None:
+    away, comes, *_others = world.stock(4)
+    for node in (away, comes):
+        node.lose()
+    broker = CountingBroker(world.broker)
+    grid = TahoeGrid(broker, world.secrets, world.clock, lambda _furl: Deferred())
+    grid.follow([world.introducer])
+    waiting = [outcome(grid.when_back(away.server_id, MINUTE)) for _ in range(500)]
+    enough = [outcome(grid.when_connected(3, MINUTE)) for _ in range(500)]
+    back = outcome(grid.when_back(comes.server_id, MINUTE))
+    broker.asked = 0
+    comes.connect()
+    assert back[0].server_id == comes.server_id
+    assert enough == [[3]] * 500
+    assert not any(waiting)
+    assert broker.asked <= 2
+    broker.asked = 0
+    away.connect()
+    assert all(waiting)
+    assert broker.asked <= 2
+    assert not world.clock.getDelayedCalls()
+
+
 def test_a_server_that_comes_back_without_its_plugin_is_stock(world: Grid) -> None:
     node = world.plugin_node()
     node.connect()

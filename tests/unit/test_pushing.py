@@ -308,6 +308,21 @@ def test_as_many_hung_servers_as_may_grow_at_a_time_do_not_stop_the_others() -> 
         world.check_shares(encoded, missing=3)
 
 
+def test_a_server_that_hangs_when_its_share_moves_delays_nobody() -> None:
+    """It has let go of nothing, and no call for the share but that is under way."""
+    parameters = attrs.evolve(PARAMETERS, happy=10)
+    with World(servers=11, settings=attrs.evolve(GROWING, pushing_lag=1 << 20)) as world:
+        hung = world.grid.in_order(SI)[4]
+        hung.plan("abort", 1, Fault.HANG)
+        upload = world.upload(parameters)
+        write_slowly(world, upload, plaintext(20_000))
+        encoded = expected(plaintext(20_000), parameters)
+        assert world.run(upload.close(), patience=120) == encoded.cap
+        world.wait(1)
+        world.check_shares(encoded)
+        assert not hung.published
+
+
 # -- servers that fail --------------------------------------------------------------------------------------
 
 
@@ -766,8 +781,8 @@ def test_memory_is_bounded_whatever_servers_do(kind: str) -> None:
 
         def watch() -> None:
             nonlocal held, in_flight, most
-            pipeline = world.only_upload()._work.pipeline
-            held = max(held, len(pipeline._recent) * blocks_size)
+            if (working := world.only_upload()._working) is not None:
+                held = max(held, len(working.pipeline._recent) * blocks_size)
             in_flight = max(in_flight, sum(server.unanswered_bytes for server in world.grid.servers))
             most = max(most, slow.unanswered_bytes)
 

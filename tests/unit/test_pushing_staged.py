@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import attrs
 import oracle
 import pytest
 from allmydata.util import hashutil
@@ -445,6 +446,68 @@ def test_shares_that_were_prepared_before_a_restart_may_be_of_a_shorter_file(mor
         assert world.run(link.finish(ID, len(data), SI, *hashes_of(ciphertext))).fields["ueb"] == encoded.ueb
         world.wait(60)
         world.check_shares(encoded)
+
+
+SHORTER, LONGER = DATA[:19_999], plaintext(20_001)  # their shares have the same size
+
+
+def prepare_in_vain(world: World, parameters: Parameters) -> list[FakeStagingServer]:
+    """A run of the helper that seals shares of SHORTER, and does not decide to publish them; in the next there is all
+    of LONGER. Returns the servers with shares; the first has prepared its own, and is away in the next run."""
+    ciphertext = Encryptor(KEY).encrypt(LONGER)
+    link = world.link()
+    world.run(link.open(ID, parameters.to_wire()))
+    world.run(link.put_ciphertext(ID, 0, ciphertext[:len(SHORTER)]))
+    world.wait(1)
+    homes = [server for server in world.grid.staging if server.staged]
+    for server in homes[-3:]:
+        server.plan("seal", 1, Fault.HANG)
+    outcome(begin(link.finish(ID, len(SHORTER), SI, *hashes_of(ciphertext[:len(SHORTER)]))))
+    world.wait(5)
+    assert next(iter(homes[0].staged.values())).prepared
+    world.kill()
+    homes[0].disconnect()
+    world.start()
+    link = world.link()
+    world.run(link.put_ciphertext(ID, len(SHORTER), ciphertext[len(SHORTER):]))
+    return homes
+
+
+def finish_longer(world: World) -> None:
+    outcome(begin(world.link().finish(ID, len(LONGER), SI, *hashes_of(Encryptor(KEY).encrypt(LONGER)))))
+
+
+def test_what_an_earlier_run_prepared_on_a_server_that_was_away_is_not_published_though_that_is_decided() -> None:
+    with all_staging() as world:
+        parameters = attrs.evolve(PARAMETERS, happy=8)
+        away, *_others = prepare_in_vain(world, parameters)
+        for server in world.grid.staging[-4:]:
+            server.plan("publish", 1, Fault.HANG)
+        finish_longer(world)
+        world.wait(5)
+        assert world.only_upload().session.state is State.PUBLISHING
+        world.restart()
+        away.reconnect()
+        world.wait(AWAY_PATIENCE + 60)
+        assert world.only_upload().session.state is State.FINISHED
+        world.check_shares(expected(LONGER, parameters))
+
+
+def test_nor_is_it_when_this_run_has_sealed_the_share_on_another_server() -> None:
+    with all_staging(11) as world:
+        parameters = attrs.evolve(PARAMETERS, happy=10)
+        homes = prepare_in_vain(world, parameters)
+        away, (spare,) = homes[0], {*world.grid.staging} - {*homes}
+        spare.plan("publish", 1, Fault.DISCONNECT)
+        finish_longer(world)
+        world.wait(5)
+        assert next(iter(spare.staged.values())).prepared
+        assert world.only_upload().session.state is State.PUBLISHING
+        away.reconnect()
+        world.wait(2 * AWAY_PATIENCE)
+        assert away.published
+        assert world.only_upload().session.state is State.FINISHED
+        world.check_shares(expected(LONGER, parameters))
 
 
 # -- space, other writers ------------------------------------------------------------------------------------------

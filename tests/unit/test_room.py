@@ -164,16 +164,36 @@ def test_when_all_have_waited_long_enough_the_smallest_ends_and_so_on_until_one_
     assert writers[0].stored == 950
 
 
-def test_nobody_ends_while_somebody_gets_on() -> None:
+def test_nobody_ends_while_one_that_waits_gets_on() -> None:
+    bench = Bench(quota=1000, patience=100)
+    for i in range(10):
+        bench.writer(f"ends {i}", 10)
+    waiting, other = bench.writer("waiting"), bench.writer("other")
+    waiting.store(450)
+    other.store(450)
+    waiting.store(10)
+    other.store(1000)
+    for i in range(10):
+        bench.wait(80)
+        bench.room.release(f"ends {i}")
+        bench.wait(LOOK_INTERVAL)
+        assert waiting.stored == 460 + 10 * i
+        waiting.store(10)
+    assert (waiting.ended, other.ended) == (None, None)
+    bench.wait(200)
+    assert other.ended is not None
+
+
+def test_an_upload_that_need_not_wait_holds_off_the_end_of_those_that_do_for_no_moment() -> None:
     bench = Bench(quota=1000, patience=100)
     waiting, going = bench.writer("waiting"), bench.writer("going", 500)
     waiting.store(500)
     waiting.store(1)
-    for _ in range(10):
-        bench.wait(50)
-        going.store(10)
+    for _ in range(3):
+        bench.wait(24)
+        going.store(1)
     assert waiting.ended is None
-    bench.wait(200)
+    bench.wait(30)
     assert waiting.ended is not None
 
 

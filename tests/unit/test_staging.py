@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from allmydata.storage.immutable import ShareFile
 from hypothesis import given
 from hypothesis import strategies as st
-from staging_node import BODY, HEADER, NAME, OTHER, SECRETS, SI, Node, now
+from staging_node import BODY, HEADER, NAME, OTHER, SECRETS, SI, SIZE, Call, Node, now
 
 from helper import staging_errors as errors
 from helper.layout import DATA_OFFSET
@@ -67,6 +69,54 @@ def test_a_share_that_was_there_before_is_untouched(node: Node) -> None:
     assert node.assign(NAME) == {3: "already-there"}
     assert path.read_bytes() == before
     assert node.staged_files() == []
+
+
+def leases(node: Node) -> list[tuple[bool, bool, float]]:
+    """Of share 3: whether each is of SECRETS, of others, and seconds until it expires."""
+    return [(lease.is_renew_secret(SECRETS[0]), lease.is_renew_secret(b"R" * 32),
+             lease.get_expiration_time() - node.clock.seconds())
+            for lease in ShareFile(str(node.share_file(3))).get_leases()]
+
+
+def test_a_share_that_was_there_before_has_the_lease_of_who_uploads_it_again(node: Node) -> None:
+    node.full_share(3, OTHER)
+    node.assign(OTHER)
+    path = node.share_file(3)
+    assert path is not None
+    data = path.read_bytes()
+    node.clock.advance(30 * 86400)
+    node.full_share(3)
+    assert node.assign(NAME) == {3: "already-there"}
+    assert leases(node) == [(True, False, 31 * 86400)]
+    node.clock.advance(86400)
+    node.full_share(3, OTHER, secrets=(b"R" * 32, b"C" * 32))
+    assert node.assign(OTHER) == {3: "already-there"}
+    assert leases(node) == [(True, False, 30 * 86400), (False, True, 31 * 86400)]
+    assert path.read_bytes()[12:12 + SIZE] == data[12:12 + SIZE]
+
+
+def test_a_share_that_was_there_before_and_has_no_room_for_a_lease_may_be_asked_for_again(node: Node) -> None:
+    node.full_share(3, OTHER)
+    node.assign(OTHER)
+    node.full_share(3, NAME, secrets=(b"R" * 32, b"C" * 32))
+    node.stock.reserved_space, reserved = 2**62, node.stock.reserved_space
+    assert node.assign(NAME) == {3: "failed"}
+    assert len(leases(node)) == 1
+    node.stock.reserved_space = reserved
+    assert node.assign(NAME) == {3: "already-there"}
+    assert len(leases(node)) == 2
+
+
+def test_a_damaged_share_that_was_there_before_is_left_alone(node: Node) -> None:
+    node.full_share(3, OTHER)
+    node.assign(OTHER)
+    path = node.share_file(3)
+    assert path is not None
+    for damage in (b"", b"\xff" * 100):
+        path.write_bytes(damage)
+        node.full_share(3)
+        assert node.assign(NAME) == {3: "already-there"}
+        assert path.read_bytes() == damage
 
 
 def test_a_stock_writer_is_in_the_way(node: Node) -> None:
@@ -160,19 +210,70 @@ def test_files_that_nobody_knows_are_removed(node: Node) -> None:
 
 
 def test_idle_stagings_expire(node: Node) -> None:
-    node.stage(NAME, [0])
+    node.full_share(0)
     node.full_share(1, OTHER)
-    node.clock.advance(13 * 86400)
+    node.wait(13 * 86400)
     node.held(OTHER)  # keeps it
-    node.clock.advance(2 * 86400)
+    node.wait(2 * 86400)
     with pytest.raises(errors.UnknownStaging):
         node.held(NAME)
     assert node.held(OTHER)
-    node.stop()
-    node.clock.advance(15 * 86400)
-    node.start()
+    node.wait(10 * 86400)
+    node.restart()
+    assert node.held(OTHER)
+    node.wait(15 * 86400)
     assert node.staged_files() == []
     assert node.count("expired") == 1
+
+
+@pytest.mark.parametrize("up", [True, False], ids=["set while it runs", "set while it is down"])
+@pytest.mark.parametrize("jump", [15 * 86400, -365 * 86400], ids=["forwards", "backwards"])
+def test_a_clock_that_is_set_and_time_in_which_the_node_was_down_expire_nothing(node: Node, up: bool,
+                                                                                jump: float) -> None:
+    node.full_share(0)
+    node.wait(10 * 86400)
+    if not up:
+        node.stop()
+    if jump > 0:
+        node.clock.advance(jump)
+    else:
+        node.clock.rightNow += jump
+    if not up:
+        node.start()
+    if up and jump < 0:
+        node.restart()  # its timer would be due in a year
+    node.wait(3 * 86400)
+    assert len(node.staged_files()) == 2
+    node.wait(86400 + 4 * node.limits.sweep_interval)
+    assert node.staged_files() == []
+
+
+def test_stagings_without_a_byte_expire_soon(node: Node) -> None:
+    node.stage(NAME, [0, 1])
+    node.stage(OTHER, [0, 1])
+    node.write(OTHER, 1, DATA_OFFSET, b"x")
+    for _hour in range(10):
+        node.wait(node.limits.empty_expiry)
+        assert len(node.held(NAME)) == 2
+    node.wait(node.limits.empty_expiry + 2 * node.limits.sweep_interval)
+    with pytest.raises(errors.UnknownStaging):
+        node.held(NAME)
+    assert len(node.held(OTHER)) == 2
+
+
+def test_stagings_of_an_earlier_version_are_there_as_if_they_had_just_been_called_for(node: Node) -> None:
+    node.full_share(0)
+    node.stop()
+    with closing(sqlite3.connect(node.directory / "staging" / "staging.sqlite", isolation_level=None)) as db:
+        db.execute("DROP TABLE node")
+        db.execute("UPDATE staged SET touched = 1e9")
+        db.execute("PRAGMA user_version = 1")
+    node.start()
+    node.wait(13 * 86400)
+    node.restart()
+    assert len(node.staged_files()) == 2
+    node.wait(2 * 86400)
+    assert node.staged_files() == []
 
 
 def test_space(node: Node) -> None:
@@ -211,6 +312,25 @@ def test_limits(node: Node) -> None:
         node.stage(OTHER, [0])
     with pytest.raises(errors.StagingFull):
         node.write(NAME, 0, DATA_OFFSET, bytes(1000))
+
+
+def test_shares_of_all_stagings_are_limited(node: Node) -> None:
+    node.limits = attrs.evolve(node.limits, shares=5)
+    node.restart()
+    node.stage(NAME, [0, 1, 2])
+    with pytest.raises(errors.TooManyStagings) as caught:
+        node.stage(OTHER, [0, 1, 2])
+    assert caught.value.limit == 5
+    node.threads.hold()
+    slow = Call(node.staging.stage(OTHER, [0, 1], 0))
+    refused = Call(node.staging.stage(b"p" * 32, [0], 0))
+    node.threads.release()
+    assert len(slow.result()) == 2
+    with pytest.raises(errors.TooManyStagings):
+        refused.result()
+    assert len(node.stage(NAME, [0, 1, 2])) == 3  # there already
+    node.abort(OTHER)
+    node.stage(b"p" * 32, [0])
 
 
 @pytest.mark.parametrize("call", [

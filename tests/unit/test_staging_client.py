@@ -55,9 +55,10 @@ class Native:
     """As much of an allmydata NativeStorageServer as is used."""
 
     readers: dict[int, Any]
+    asked: list[tuple[Any, ...]] = attrs.field(factory=list)
 
     def get_rref(self) -> Rref:
-        return Rref({"get_buckets": self.readers})
+        return Rref({"get_buckets": self.readers, "add_lease": None}, self.asked)
 
     def get_name(self) -> str:
         return "v0-abcd"
@@ -144,6 +145,13 @@ def test_where_all_shares_are_there_nothing_is_staged() -> None:
     at = server(READER)
     granted = result(at.allocate(Target(SECRET, SI), [3], Allocation(0, SIZE_MAX)))
     assert (set(granted.sinks), set(granted.existing)) == (set(), {3})
+    assert at.stock.native.asked == [("get_buckets", SI), ("add_lease", SI, *SECRETS)]
+
+
+def test_where_no_share_is_there_none_gets_a_lease() -> None:
+    at = server({4: "reader"}, stage=(OK, [(3, b"growing", 68, 68)]))
+    assert set(result(at.allocate(Target(SECRET, SI), [3], Allocation(0, SIZE_MAX))).sinks) == {3}
+    assert at.stock.native.asked == [("get_buckets", SI)]
 
 
 @pytest.mark.parametrize("answer", [None, 5, (), (OK,), (OK, [], 5), (OK, None), (OK, [5]), (OK, [(0, b"growing")])])
@@ -171,8 +179,10 @@ def test_a_share_that_the_server_said_it_held_is_what_publishing_gives(held: int
 
 @pytest.mark.parametrize("answer", [
     (OK, [(3, b"already-there")]), (OK, [(3, b"unknown")]), ({b"code": b"unknown-staging"}, [])])
-def test_a_share_that_stands_there_is_what_publishing_gives(answer: Any) -> None:
-    assert isinstance(result(sink(server(READER, assign=answer)).publish(SI)), StockShare)
+def test_a_share_that_stands_there_gets_our_lease_and_is_what_publishing_gives(answer: Any) -> None:
+    at = server(READER, assign=answer)
+    assert isinstance(result(sink(at).publish(SI)), StockShare)
+    assert at.stock.native.asked == [("get_buckets", SI), ("add_lease", SI, *SECRETS)]
     assert "did not publish" in refused(sink(server({4: "reader"}, assign=answer)).publish(SI))
 
 

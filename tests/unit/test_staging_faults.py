@@ -152,7 +152,7 @@ def test_an_end_before_any_step_of_other_calls(tmp_path: Path, end: str, call: s
         node.full_share(0)
         node.stage(NAME, [1])
         if call == "expiry":
-            node.clock.advance(node.limits.expiry)  # not yet
+            node.wait(node.limits.expiry)  # not yet
         node.power.ends_before = node.power.steps + step
         if call == "expiry":
             node.clock.advance(node.limits.sweep_interval)

@@ -186,8 +186,9 @@ class Staging(RuleBasedStateMachine):
         if self.writers:  # half an hour is enough for theirs
             self.writers.clear()
         oldest = self.node.clock.seconds() - self.node.limits.expiry
+        not_empty = {name for (name, _shnum), share in self.staged.items() if share.length > DATA_OFFSET}
         self.staged = {(name, shnum): share for (name, shnum), share in self.staged.items()
-                       if self.touched[name] >= oldest}
+                       if self.touched[name] >= oldest and name in not_empty}
 
     # -- what always holds ------------------------------------------------------------------------------------
 

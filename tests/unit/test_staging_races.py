@@ -12,6 +12,7 @@ from staging_node import BODY, HEADER, NAME, OTHER, SECRETS, SI, SI2, SIZE, Call
 
 from helper import staging_errors as errors
 from helper.layout import DATA_OFFSET
+from helper.staged_share import SYNC_INTERVAL
 from helper.staging import Held
 
 MiB = 1024 * 1024
@@ -186,7 +187,7 @@ def removal(node: Node, how: str, *shnums: int) -> Call:
     """By abort, or by expiry of the whole staging."""
     if how == "abort":
         return Call(node.staging.abort(NAME, list(shnums)))
-    node.clock.advance(node.limits.expiry + node.limits.sweep_interval + 1)
+    node.wait(node.limits.expiry + node.limits.sweep_interval + 1)
 
     async def nothing() -> None:
         pass
@@ -345,14 +346,13 @@ def test_stage_while_the_last_share_is_assigned(node: Node) -> None:
 @pytest.mark.parametrize("call", ["held", "stage", "write"])
 def test_calls_keep_a_staging(node: Node, call: str) -> None:
     node.stage(NAME, [0])
+    node.write(NAME, 0, DATA_OFFSET, b"x" * SYNC_INTERVAL)
     for _i in range(4):
-        node.clock.advance(node.limits.expiry - 2 * node.limits.sweep_interval)
+        node.wait(node.limits.expiry - 2 * node.limits.sweep_interval)
         {"held": node.held, "stage": lambda: node.stage(NAME, [0]),
          "write": lambda: node.write(NAME, 0, DATA_OFFSET, b"x")}[call]()
         node.kill()  # and what is recorded of it is enough
     assert len(node.held()) == 1
-    node.stop()
-    node.clock.advance(node.limits.expiry + 1)
-    node.start()  # at start-up as well
+    node.wait(node.limits.expiry + node.limits.sweep_interval)
     assert node.staged_files() == []
     assert node.count("expired") == 1

@@ -64,7 +64,7 @@ def check_done_without(world: World, liar: FakeServer, cap: bytes) -> None:
     world.check_shares(ENCODED)
     assert not world.spool_files()
     assert all(share.state == "closed" and share.server != liar.name
-               for share in world.only_upload()._work.pusher.status())
+               for share in world.only_upload().status().shares)
 
 
 # -- S7: a server that says that it has a share already ----------------------------------------------------------

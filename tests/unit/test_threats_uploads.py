@@ -303,7 +303,8 @@ def test_s20_what_three_of_ten_servers_do_not_take_is_not_held_for_them(staging:
             for server in world.grid.servers:
                 most[server.name] = max(most[server.name], server.unanswered_bytes)
             in_all = max(in_all, sum(server.unanswered_bytes for server in world.grid.servers))
-            blocks = max(blocks, len(world.only_upload()._work.pipeline._recent) * parameters.n * block)
+            if (working := world.only_upload()._working) is not None:
+                blocks = max(blocks, len(working.pipeline._recent) * parameters.n * block)
 
         world.watch = watch
         for start in range(2 * MiB, len(data), MiB):
