@@ -119,6 +119,10 @@ class Uploads:
         """Those of an earlier run whose ciphertext has not been read through yet; their session knows nothing."""
         return self._recovery.waiting
 
+    def unread_because(self, upload: Upload) -> str:
+        """Why the last attempt to read the ciphertext of one of them failed; empty if none has."""
+        return self._recovery.unread_because.get(upload, "")
+
     # -- protocol.txt §4 ---------------------------------------------------------------------------------
 
     async def open(self, upload_id: bytes, wire: Mapping[bytes, int]) -> Answered:

@@ -15,6 +15,7 @@ from world import KEY, SI, SMALL, World, begin, expected, outcome, plaintext, wi
 from client_shim.cipher import Encryptor
 from client_shim.errors import HelperRefused
 from helper.ciphertext import CiphertextHasher
+from helper.ledger import LEDGER_NAME, LedgerUnusable
 from helper.parameters import Parameters
 from helper.session import State
 
@@ -479,7 +480,7 @@ def test_a_result_that_could_not_be_recorded_is_there_after_a_restart(staging: i
         check_stored(world)
 
 
-def test_a_damaged_spool_file_is_removed_when_its_upload_has_failed() -> None:
+def test_a_damaged_spool_file_is_put_aside_when_its_upload_has_failed() -> None:
     with World() as world:
         begin_upload(world)
         world.kill()
@@ -489,7 +490,24 @@ def test_a_damaged_spool_file_is_removed_when_its_upload_has_failed() -> None:
         world.wait(1)
         assert world.run(world.link().status(ID)).fields["reason"] == b"spool-failed"
         assert not world.spool_files()
+        assert [file.name for file in world.files_aside()] == [path.name]
         assert world.spool.used == 0
+
+
+def test_a_helper_whose_ledger_is_missing_does_not_start_and_leaves_the_spool_as_it_is() -> None:
+    with World() as world:
+        begin_upload(world)
+        world.stop()
+        ledger = world.directory / LEDGER_NAME
+        ledger.rename(world.directory / "elsewhere")
+        for _ in range(2):
+            with pytest.raises(LedgerUnusable, match=r"is missing, but its spool has 1 file; .*restore it, or move"):
+                world.start()
+            world.spool.stop()
+        assert not ledger.exists()
+        (world.directory / "elsewhere").rename(ledger)
+        world.start()
+        assert world.run(world.link().status(ID)).number("durable") == 10_000
 
 
 # -- around finish ------------------------------------------------------------------------------------------------
