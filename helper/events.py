@@ -143,6 +143,7 @@ class Resumed:
 
     `state` is a value of session.State. `storage_index` was assigned before `finish`, or came with it; `finish`
     and `ueb` are those of an upload whose publication was decided. `unplaced`: shares are still to be published.
+    `staging_enough` as StagingEnough said last; None if it is not known.
     """
 
     state: str
@@ -152,6 +153,7 @@ class Resumed:
     ueb: bytes | None
     error: errors.StreamingError | None
     unplaced: bool
+    staging_enough: bool | None = None
 
 
 @attrs.frozen

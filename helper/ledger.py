@@ -24,6 +24,7 @@ from helper.disk import fsync_directory, make_directory, reason_of
 from helper.errors import SpoolFailed
 from helper.spool import RunInThread
 from helper.upload_records import (
+    ADD_STAGING_ENOUGH,
     ADD_STAGINGS,
     ADD_UPTIME,
     ALL_UPLOADS,
@@ -43,6 +44,7 @@ SCHEMA: Sequence[Sequence[str]] = (
     (CREATE_UPLOADS,),
     ADD_UPTIME,
     ADD_STAGINGS,
+    ADD_STAGING_ENOUGH,
 )
 
 

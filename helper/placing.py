@@ -120,13 +120,13 @@ class ShareHomes:
         """The storage index is known. It is used now only if shares on staging servers do not meet the answer
         rule alone: until something is published, servers should not need to know it."""
         self._known_index = storage_index
-        if not self._staging_enough:
+        if self._staging_enough is False:  # before shares are placed it is not known; then see _check_staging
             self.use_storage_index(storage_index)
 
     def begin(self) -> None:
         """Find a home for every share, once enough servers are connected or have been waited for."""
-        wait = self._patience.needed if self._homes_before else self._patience.servers
-        d = self._grid.when_connected(self._parameters.happy, wait)
+        # What is to be placed was acknowledged: servers that are away, be it all of them, do not end it soon.
+        d = self._grid.when_connected(self._parameters.happy, self._patience.needed)
         d.addCallback(lambda _count: self.place_all())
         d.addErrback(self._on_broken)
 

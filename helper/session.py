@@ -115,7 +115,7 @@ class Session:
         self.durable = 0
         self.pushed = 0
         self.placing = False
-        self.staging_enough = False
+        self.staging_enough: bool | None = False  # None after a restart that does not know it
         self.storage_index: bytes | None = None
         self.error: errors.StreamingError | None = None
         self.ueb: bytes | None = None
@@ -155,7 +155,8 @@ class Session:
     @property
     def storage_index_needed(self) -> bool:
         """Whether pushing waits for the client to reveal the storage index (protocol.txt §4.4)."""
-        return self.state is State.OPEN and self.storage_index is None and not self.staging_enough
+        # While it is not known the client keeps it to itself: what was revealed cannot be taken back.
+        return self.state is State.OPEN and self.storage_index is None and self.staging_enough is False
 
     @property
     def paused(self) -> bool:
@@ -400,6 +401,7 @@ class Session:
     def _resumed(self, event: Resumed) -> list[Command]:
         """protocol.txt §11: up to ready an upload is open again; from publishing on it is published."""
         self.received = self.durable = self._handed = event.durable
+        self.staging_enough = event.staging_enough
         state = State(event.state)
         # What an earlier run could not let go of expires.
         self._abandoned = state in ENDED or event.error is not None

@@ -154,7 +154,7 @@ class Upload:
         r, f = self._record, self._record.finish
         finish = None if f is None or r.storage_index is None else events.FinishReceived(
             -1, f.size, r.storage_index, f.crypttext_hash, f.crypttext_root_hash)
-        return events.Resumed(r.state, durable, r.storage_index, finish, r.ueb, error, unplaced)
+        return events.Resumed(r.state, durable, r.storage_index, finish, r.ueb, error, unplaced, r.staging_enough)
 
     @property
     def _work(self) -> _Work:
@@ -246,7 +246,7 @@ class Upload:
                                         wanted_at=uptime)
         elif self._record.state == State.OPEN.value:  # up to the decision to publish it is open, for a restart
             self._record = attrs.evolve(self._record, storage_index=s.assigned_index, touched=now - self.idle,
-                                        wanted_at=max(0.0, uptime - self.idle))
+                                        wanted_at=max(0.0, uptime - self.idle), staging_enough=s.staging_enough)
         return self._services.ledger.write(self._record)
 
     def _save_in_background(self) -> None:
@@ -274,6 +274,8 @@ class Upload:
                 commands = self.session.handle(next_event)
                 if isinstance(next_event, events.Resumed):
                     self._log_resumed()
+                elif isinstance(next_event, events.StagingEnough):
+                    self._save_in_background()  # after a restart no client shall be asked what it need not tell
                 elif self.session.state is not before:
                     self._changed_from(before)
                 for command in commands:
