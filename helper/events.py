@@ -163,7 +163,15 @@ class Stopping:
 
 @attrs.frozen
 class Failed:
-    """Something in the helper broke in a way that this upload cannot survive."""
+    """Something in the helper broke in a way that this upload cannot survive, unless it is published already: then
+    perhaps a share."""
+
+    error: errors.StreamingError
+
+
+@attrs.frozen
+class CannotComplete:
+    """The ciphertext cannot be read or encoded: no share can be completed."""
 
     error: errors.StreamingError
 

@@ -16,8 +16,10 @@ from twisted.python.failure import Failure
 
 from helper import errors
 from helper.disk import reason_of
+from helper.errors import SpoolFailed
+from helper.patient_reading import is_lost, retry_delay, why_unread
 from helper.session import ENDED, State
-from helper.spool import Spool, SpoolDamaged, SpoolFile, SpoolUnreadable
+from helper.spool import Spool, SpoolFile
 from helper.upload import Services, Upload
 from helper.upload_records import UploadRecord
 
@@ -26,13 +28,6 @@ T = TypeVar("T")
 #: So many times the sweep interval an upload lives at least after a start, however long ago somebody called for it:
 #: its client may be about to come back.
 GRACE = 6
-
-#: What could not be read is tried again after so many seconds, then after twice as many, and so on, up to the most.
-RETRY_FIRST = 5.0
-RETRY_MOST = 300.0
-#: A disk that says so often that it cannot read a file will not do better. Lack of descriptors or memory, permissions,
-#: and whatever else is not the file's fault may last for longer.
-UNREADABLE_TRIES = 5
 
 _ENDED = frozenset(state.value for state in ENDED)
 
@@ -137,12 +132,11 @@ class Recovery:
             return  # the next run will find the same
         error = failure.value
         self._tries[upload] = tries = self._tries.get(upload, 0) + 1
-        if isinstance(error, SpoolDamaged) or (isinstance(error, SpoolUnreadable) and tries >= UNREADABLE_TRIES):
+        if isinstance(error, SpoolFailed) and is_lost(error, tries):
             upload.resume_without_spool(error, lambda: self._put_aside(upload.name))
             self._recovered(upload)
             return
-        why = error.reason if isinstance(error, errors.SpoolFailed) else reason_of(error)
-        delay = min(RETRY_MOST, RETRY_FIRST * 2 ** min(tries - 1, 10))
+        why, delay = why_unread(error), retry_delay(tries)
         self.log.error("the ciphertext of upload {upload} cannot be read: {why}; it will be tried again in {delay} s",
                        upload=upload.short, why=why, delay=round(delay))
         self.unread_because[upload] = why

@@ -21,6 +21,7 @@ from helper.events import (
     AnswerRuleMet,
     AssignReceived,
     BeginPlacing,
+    CannotComplete,
     Command,
     Compare,
     Compared,
@@ -139,6 +140,7 @@ class Session:
             ResultRecorded: self._result_recorded, Resumed: self._resumed, Stopping: self._stop,
             TooFewServers: self._too_few_servers, TooFewShares: self._too_few_servers, AbortReceived: self._abort,
             Abandoned: self._was_abandoned, IdleFor: self._idle_for, Failed: self._failed,
+            CannotComplete: self._cannot_complete,
         }
 
     def handle(self, event: object) -> list[Command]:
@@ -390,6 +392,7 @@ class Session:
         if self.state is not State.PUBLISHING:
             return []
         self._go(State.FINISHED)
+        self.error = None
         calls, self._finish_calls = self._finish_calls, []
         return [self._result(call) for call in calls]
 
@@ -474,6 +477,12 @@ class Session:
 
     def _failed(self, event: Failed) -> list[Command]:
         return self._end(State.FAILED, event.error) if self.state in _BEFORE_PUBLISHING else []
+
+    def _cannot_complete(self, event: CannotComplete) -> list[Command]:
+        if self.state is State.PUBLISHING:  # as if the spool had been found damaged at a restart
+            self.error = event.error
+            return self._refuse_all(event.error)
+        return self._failed(Failed(event.error))
 
     def _end(self, state: State, error: errors.StreamingError) -> list[Command]:
         self._go(state)

@@ -8,16 +8,23 @@ every byte that counted, or says that it cannot.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from twisted.internet.defer import Deferred
 
-from helper.disk import System, fsync_directory, make_directory, reason_of, take_lock
-from helper.errors import SpoolFailed
-from helper.spool_file import FLAGS, Files, RunInThread, SpoolFile, Told, pread_exactly
+from helper.disk import System, fsync_directory, make_directory, take_lock
+from helper.spool_file import (
+    FLAGS,
+    Files,
+    RunInThread,
+    SpoolFile,
+    SpoolUnreadable,
+    Told,
+    not_accessible,
+    pread_exactly,
+)
 from helper.spool_records import Recovered, SpoolDamaged, recover
 
 __all__ = ["RunInThread", "Spool", "SpoolDamaged", "SpoolFile", "SpoolLocked", "SpoolUnreadable"]
@@ -30,10 +37,6 @@ ASIDE = "aside"
 
 class SpoolLocked(Exception):
     """Another process uses this spool directory."""
-
-
-class SpoolUnreadable(SpoolFailed):
-    """The disk cannot read a file that is there. It may do so when it is asked again."""
 
 
 class Spool:
@@ -147,11 +150,11 @@ class Spool:
                 raise SpoolDamaged(f"the spool file is missing; expected {at_least} bytes in it") from None
             return None
         except OSError as e:
-            raise _failed(e) from e
+            raise not_accessible(e) from e
         try:
             return _recover_file(fd, at_least, self._system)
         except OSError as e:
-            raise _failed(e) from e
+            raise not_accessible(e) from e
         finally:
             self._system.close(fd)
 
@@ -160,10 +163,6 @@ class Spool:
             self._files.used -= self._found.pop(name, 0)
             file.resume(recovered)
         return file
-
-
-def _failed(error: OSError) -> SpoolFailed:
-    return (SpoolUnreadable if error.errno == errno.EIO else SpoolFailed)(reason_of(error))
 
 
 def _recover_file(fd: int, at_least: int, system: System) -> Recovered:

@@ -19,6 +19,7 @@ from helper.block_memory import BlockMemory
 from helper.ledger import Ledger
 from helper.leftovers import Leftovers
 from helper.parameters import Parameters
+from helper.patient_reading import PatientReading
 from helper.pauses import SERVERS, Pauses
 from helper.pipeline import Pipeline
 from helper.placement import AllocationPolicy
@@ -69,8 +70,14 @@ class _Work:
     """What works on an upload that has ciphertext."""
 
     spool: SpoolFile
+    reading: PatientReading
     pipeline: Pipeline
     pusher: SharePusher
+
+    def stop_reading(self) -> None:
+        """Encode nothing more."""
+        self.pipeline.stop()
+        self.reading.stop()
 
 
 class Upload:
@@ -107,12 +114,13 @@ class Upload:
     def begin(self, spool_file: SpoolFile) -> None:
         """A new upload."""
         s, p = self._services, self._record.parameters
-        pipeline = Pipeline(p, spool_file, s.encode_in_thread, s.memory, self._blocks_changed, self._pipeline_failed)
+        reading = PatientReading(s.encode_in_thread, s.clock, self._reading_changed)
+        pipeline = Pipeline(p, spool_file, reading, s.memory, self._blocks_changed, self._pipeline_failed)
         policy = AllocationPolicy(p.k, p.n, p.max_segment_size, s.settings.first_bound)
         pusher = SharePusher(
             p, pipeline, s.grid, policy, s.clock, self._record.staging_secret, s.settings.patience, secrets.randbelow,
             self.tell, self._homes_changed, self._will_stage_on, self._shares_progress, s.count, self._settled)
-        self._working = _Work(spool_file, pipeline, pusher)
+        self._working = _Work(spool_file, reading, pipeline, pusher)
 
     def resume(self, spool_file: SpoolFile) -> Deferred[None]:
         """An upload of an earlier run, whose ciphertext is in `spool_file`. Fires when it may grow."""
@@ -360,7 +368,7 @@ class Upload:
 
     def _abandon(self) -> None:
         if self._working is not None:
-            self._working.pipeline.stop()
+            self._working.stop_reading()
             self._abandoned = self._working.pusher.abandon()
         else:
             self._abandoned = succeed(None)
@@ -407,7 +415,7 @@ class Upload:
 
     def _compare(self, call: int, offset: int, data: bytes) -> None:
         spool = self._work.spool
-        d = spool.in_thread(lambda: spool.read(offset, len(data)) == data)
+        d = spool.using(self._work.reading, lambda: spool.read(offset, len(data)) == data)
         d.addCallback(lambda same: self.tell(events.Compared(call, same)))
         d.addErrback(self._pipeline_failed)
 
@@ -446,8 +454,16 @@ class Upload:
             self.idle = 0.0
 
     def _pipeline_failed(self, failure: Failure) -> None:
+        if self.session.state in ENDED or self._stopped:
+            return
         self.log.failure("upload {upload} failed", failure, upload=self.short)
-        self.tell(events.Failed(errors.fault_of(failure.value)))
+        self.tell(events.CannotComplete(errors.fault_of(failure.value)))
+
+    def _reading_changed(self) -> None:
+        if self.waits_for and not self._stopped:
+            self._pauses.waits(self.waits_for)
+        else:
+            self._pauses.got_on("")
 
     def _settled(self, missing: list[int]) -> None:
         if missing:
@@ -458,7 +474,7 @@ class Upload:
         self._record = attrs.evolve(self._record, staged_on=self._record.staged_on & self._work.pusher.disturbed)
         self._save_in_background()
         self._remove_staged()
-        self._work.pipeline.stop()
+        self._work.stop_reading()
         self._drop_spool()
 
     # -- room in the spool ---------------------------------------------------------------------------------
@@ -500,6 +516,8 @@ class Upload:
             return f"disk: {self._disk_full}"
         if self._services.ledger.failing and self.session.state is State.READY:
             return f"disk: {self._services.ledger.failing}"
+        if self._working is not None and self._working.reading.waits_for:
+            return f"disk: {self._working.reading.waits_for}"
         return "room" if self._unstored else SERVERS if self.session.paused else ""
 
     def _what_it_waits_for(self) -> str:
@@ -508,6 +526,8 @@ class Upload:
             return f"storage servers: {s.durable - s.pushed} of {s.durable} bytes are not on enough of them"
         if self._disk_full is None and self.session.state is State.READY:
             return f"the disk of its records, {self._services.ledger.failing}"
+        if self._disk_full is None and self._work.reading.waits_for:
+            return f"the spool's disk, which cannot read: {self._work.reading.waits_for}"
         room = self._services.room.status()
         what = "room in the spool" if self._disk_full is None else f"the spool's disk, {self._disk_full}"
         return (f"{what}: {room.stored + room.reserved} bytes are used or reserved, {room.disk_free} are free on "
@@ -527,7 +547,7 @@ class Upload:
         self.tell(events.Stopping())
         if self._working is not None:
             self._working.pusher.stop()
-            self._working.pipeline.stop()
+            self._working.stop_reading()
 
     def time_passes(self, seconds: float) -> None:
         """So much time has gone since this was called last."""
@@ -542,7 +562,7 @@ class Upload:
         """Nobody can ask for the result any more: let go of whatever is still under way for it."""
         self._services.leftovers.forget(self.name)
         if self._working is not None:
-            self._working.pipeline.stop()
+            self._working.stop_reading()
             self._remove_spool()
             if self._abandoned is None:
                 self._abandoned = self._working.pusher.abandon()

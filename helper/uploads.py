@@ -259,7 +259,8 @@ class Uploads:
         """Two uploads of one storage index would fight over the same places on the servers."""
         other = self._by_index.get(storage_index)
         if (other is not None and other is not upload and not other.over
-                and other.storage_index == storage_index):  # else its `finish` was refused later
+                and other.storage_index == storage_index  # else its `finish` was refused later
+                and other.session.error is None):  # else it does not get on
             raise errors.StorageIndexBusy()
 
     def _claim_for(self, upload: Upload) -> None:

@@ -16,7 +16,8 @@ from client_shim.cipher import Encryptor
 from client_shim.errors import HelperRefused
 from helper.ciphertext import CiphertextHasher
 from helper.parameters import Parameters
-from helper.recovery import RETRY_FIRST, RETRY_MOST, UNREADABLE_TRIES, Recovery
+from helper.patient_reading import RETRY_FIRST, RETRY_MOST, UNREADABLE_TRIES
+from helper.recovery import Recovery
 from helper.room import SpoolRoom
 from helper.status import NOT_READ_YET, snapshot
 from helper.upload import Upload, hashed_name
