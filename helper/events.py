@@ -162,6 +162,11 @@ class Stopping:
 
 
 @attrs.frozen
+class YieldIndex:
+    """Another upload wants the storage index of this one, for which nobody has called for a while."""
+
+
+@attrs.frozen
 class Failed:
     """Something in the helper broke in a way that this upload cannot survive, unless it is published already: then
     perhaps a share."""
@@ -233,6 +238,11 @@ class ForgetCompletion:
 
 
 @attrs.frozen
+class ForgetStorageIndex:
+    """Servers that were told it let go of their shares, and wait until UseStorageIndex comes again."""
+
+
+@attrs.frozen
 class SealShares:
     """Complete every share: trailer and header; SharesReady tells when enough are."""
 
@@ -265,4 +275,5 @@ class DropSpool:
 
 
 Command = (Reply | Refuse | Store | Compare | BeginPlacing | UseStorageIndex | Complete | ForgetCompletion
-           | SealShares | RecordPublishing | RecordResult | PublishShares | AbandonShares | DropSpool)
+           | ForgetStorageIndex | SealShares | RecordPublishing | RecordResult | PublishShares | AbandonShares
+           | DropSpool)

@@ -116,6 +116,16 @@ class ShareHomes:
                 self._deal(waiting)
                 self._check_enough()
 
+    def forget_storage_index(self) -> None:
+        """Another upload has it now, and must find its places on the servers free."""
+        self._target, self._known_index = Target(self._target.staging_secret), None
+        for share in self._shares:
+            if share.state in LIVE and share.server is not None and not share.server.stages:
+                sink = share.leave(ShareState.WAITING)
+                if sink is not None:
+                    sink.abort()
+        self._on_change()
+
     def seal(self, storage_index: bytes) -> None:
         """The storage index is known. It is used now only if shares on staging servers do not meet the answer
         rule alone: until something is published, servers should not need to know it."""

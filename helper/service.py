@@ -79,7 +79,7 @@ class StreamingHelperService(Service):
         self._introducer_clients = introducer_clients
         self.uploads = Uploads(settings, self._spool, self._ledger, grid, reactor,
                                partial(deferToThreadPool, reactor, self._encoding_threads))
-        self._giving_back = LoopingCall(deferToThreadPool, reactor, self._encoding_threads, free_memory.give_back)
+        self._giving_back = LoopingCall(self._give_memory_back)
         self._started = False
 
     def startService(self) -> None:
@@ -98,6 +98,11 @@ class StreamingHelperService(Service):
     def get_stats(self) -> dict[str, int]:
         """What the node's /statistics page shows of us."""
         return statistics(self.uploads)
+
+    def _give_memory_back(self) -> Deferred[None]:
+        """If that fails it is tried again with the next turn."""
+        return deferToThreadPool(reactor, self._encoding_threads, free_memory.give_back).addErrback(
+            lambda failure: self.log.failure("memory could not be given back", failure))
 
     async def _stop(self) -> None:
         if self._started:  # else no thread would ever do what is asked of it

@@ -31,6 +31,7 @@ from helper.events import (
     Failed,
     FinishReceived,
     ForgetCompletion,
+    ForgetStorageIndex,
     IdleFor,
     PublishRecorded,
     PublishShares,
@@ -52,6 +53,7 @@ from helper.events import (
     TooFewServers,
     TooFewShares,
     UseStorageIndex,
+    YieldIndex,
 )
 from helper.interfaces import HASH_SIZE, LITERAL_MAX, SIZE_MAX, STORAGE_INDEX_SIZE
 from helper.parameters import Parameters
@@ -134,7 +136,7 @@ class Session:
         self._handlers: dict[type, Callable[[Any], list[Command]]] = {
             PutReceived: self._put, Stored: self._stored, StoreFailed: self._store_failed,
             Compared: self._compared, PushedTo: self._pushed_to, StagingEnough: self._staging_changed,
-            AssignReceived: self._assign,
+            AssignReceived: self._assign, YieldIndex: self._yield_index,
             FinishReceived: self._finish_received, Completed: self._completed, SharesReady: self._shares_ready,
             PublishRecorded: self._publish_recorded, AnswerRuleMet: self._answer_rule_met,
             ResultRecorded: self._result_recorded, Resumed: self._resumed, Stopping: self._stop,
@@ -296,6 +298,12 @@ class Session:
             commands.append(UseStorageIndex(event.storage_index))
         self.storage_index = self.assigned_index = event.storage_index
         return commands
+
+    def _yield_index(self, _event: YieldIndex) -> list[Command]:
+        if self.state is not State.OPEN or self.assigned_index is None:
+            return []
+        self.storage_index = self.assigned_index = None
+        return [ForgetStorageIndex(), *self._release()]
 
     def _refusal_of_index(self, storage_index: bytes) -> errors.StreamingError | None:
         if len(storage_index) != STORAGE_INDEX_SIZE:

@@ -93,6 +93,8 @@ class Upload:
         self.over_for = 0.0  # seconds since it ended, counted in the same way
         self.asked_at = record.touched  # when somebody last called for it; only to be shown
         self.permutation_seeds = b""
+        #: Whether the decision to publish was to be recorded, so that another run may find it.
+        self.may_be_published = False
         self._record = record
         self._services = services
         s = services.settings
@@ -202,6 +204,16 @@ class Upload:
         if self.session.error is None:
             self.idle = 0.0
         self.asked_at = self._services.clock.seconds()
+
+    def deserted(self, since: float) -> bool:
+        """Whether it is open, no call for it is unanswered, and none has come since then (seconds)."""
+        return self.session.state is State.OPEN and not self._calls and self.asked_at <= since
+
+    def yield_storage_index(self) -> None:
+        """Another upload gets it. This one goes on without, and may take it again when it is free."""
+        self.log.info("upload {upload}: its storage index goes to another, as nobody called for it", upload=self.short)
+        self.tell(events.YieldIndex())
+        self._save_in_background()
 
     def call(self, make_event: Callable[[int], object]) -> Deferred[Answered]:
         """Tell the session of a call; fires with the answer to it."""
@@ -328,6 +340,8 @@ class Upload:
                 self._work.pusher.begin()
             case events.UseStorageIndex(storage_index):
                 self._work.pusher.use_storage_index(storage_index)
+            case events.ForgetStorageIndex():
+                self._work.pusher.forget_storage_index()
             case events.Complete(size):
                 self._work.pipeline.complete(size)
             case events.ForgetCompletion():
@@ -355,6 +369,7 @@ class Upload:
             sealed=self._work.pusher.sealed,
             finish=Finish(finish.size, finish.crypttext_hash, finish.crypttext_root_hash),
             touched=self._services.clock.seconds(), wanted_at=self._services.uptime.seconds)
+        self.may_be_published = True
         self._services.ledger.write(self._record).addCallbacks(
             lambda _none: self.tell(events.PublishRecorded()),
             lambda failure: self.tell(events.Failed(errors.fault_of(failure.value))))

@@ -28,6 +28,7 @@ from helper.events import (
     Failed,
     FinishReceived,
     ForgetCompletion,
+    ForgetStorageIndex,
     IdleFor,
     PublishRecorded,
     PublishShares,
@@ -49,6 +50,7 @@ from helper.events import (
     TooFewServers,
     TooFewShares,
     UseStorageIndex,
+    YieldIndex,
 )
 from helper.interfaces import SIZE_MAX
 from helper.parameters import Parameters
@@ -1117,6 +1119,32 @@ def too_few_servers_while_the_result_is_recorded_take_nothing_back(p: Playbook) 
     p.given(AnswerRuleMet(), TooFewServers(4, 7))
     p.on(finish(51, 100))
     p.on(ResultRecorded(), result(51))
+
+
+# -- another wants the storage index -----------------------------------------------------------------------------
+
+
+@playbook()
+def an_open_upload_yields_its_storage_index_and_may_take_it_again(p: Playbook) -> None:
+    p.given(put(1, 0, 100), Stored(100), AssignReceived(2, SI))
+    p.on(YieldIndex(), ForgetStorageIndex())
+    p.is_as(state=State.OPEN, storage_index=None, assigned_index=None, storage_index_needed=True)
+    p.on(YieldIndex())
+    p.on(AssignReceived(3, SI), state_is(3, "open"), UseStorageIndex(SI))
+
+
+@playbook()
+def what_waits_for_servers_with_a_storage_index_does_not_wait_without(p: Playbook) -> None:
+    p.given(AssignReceived(1, SI), put(2, 0, 300), Stored(300), put(3, 300, 10))
+    p.is_as(paused=True)
+    p.on(YieldIndex(), ForgetStorageIndex(), Store(DATA[300:310]))
+
+
+@playbook()
+def an_upload_that_is_completed_keeps_its_storage_index(p: Playbook) -> None:
+    p.given(AssignReceived(1, SI), put(2, 0, 100), Stored(100), finish(3, 100))
+    p.on(YieldIndex())
+    p.is_as(storage_index=SI)
 
 
 # -- the helper starts again ------------------------------------------------------------------------------------
