@@ -165,6 +165,17 @@ class UploadClosed(UploadError):
         return "the upload was closed or aborted before"
 
 
+@attrs.define(eq=False, str=False)
+class UploadInterrupted(UploadError):
+    """`reason`: the kind of exception that ended a call before it was done, as when a program cancels it."""
+
+    code = "upload-interrupted"
+    reason: str
+
+    def text(self) -> str:
+        return f"a call was ended by {self.reason} before it was done, so that bytes may be missing; there is no cap"
+
+
 class StatusError(StreamingError):
     """Why `tahoe-stream status` has nothing to show."""
 

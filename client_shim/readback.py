@@ -28,10 +28,15 @@ def verify_segments(node_url: str, cap: bytes, digests: PlaintextDigests, number
             raise VerifyFailed(f"bytes {start} to {end} are not those that were sent")
 
 
+def _opener() -> urllib.request.OpenerDirector:
+    """Without a proxy, whatever the environment says: the address has the cap in it."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
 def _read_range(url: str, start: int, end: int) -> bytes:
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-{end - 1}"})
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        with _opener().open(request, timeout=TIMEOUT) as response:
             body: bytes = response.read(end - start + 1)
             return body
     except urllib.error.HTTPError as e:

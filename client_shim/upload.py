@@ -9,12 +9,12 @@ from typing import NoReturn
 import attrs
 from allmydata import uri
 from allmydata.util import hashutil
-from twisted.internet.defer import DeferredLock
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
 
 from client_shim.cipher import Encryptor, PlaintextDigests
 from client_shim.disclosure import RevealStorageIndex
-from client_shim.errors import DeclaredSize, UploadClosed, UploadError
+from client_shim.errors import DeclaredSize, UploadClosed, UploadError, UploadInterrupted
 from client_shim.helper_upload import HelperUpload, UploadEvents
 from client_shim.reconnect import Link
 from client_shim.verify import cap_of
@@ -48,7 +48,8 @@ class StreamingUpload:
 
     `key` (16 bytes) is random unless given; never give one that encrypts anything else. `reveal` says when the
     helper is told the storage index. One call at a time: `write` and `close` wait for those before them. `on_failed`
-    is called when the upload fails by itself, between calls too; the next call raises why.
+    is called when the upload fails by itself, between calls too; the next call raises why. A call that ends by another
+    exception, as when it is cancelled, fails the upload as well (UploadInterrupted): nobody knows what it has taken.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[Link]], parameters: Parameters, clock: IReactorTime, *,
@@ -152,6 +153,13 @@ class StreamingUpload:
             await self._helper.abort()
         raise self._helper.error or error
 
+    def _interrupted(self, error: BaseException) -> None:
+        """Waits for nothing: what was cancelled shall end."""
+        if not self._over:
+            self._over = self._abort_wanted = True
+            self._helper.fail(UploadInterrupted(type(error).__name__))
+            Deferred.fromCoroutine(self._helper.abort())
+
     def _failed(self) -> None:
         if not self._over:
             self._on_failed()
@@ -167,7 +175,12 @@ class _Held:
     upload: StreamingUpload
 
     async def __aenter__(self) -> None:
-        await self.upload._lock.acquire()
+        try:
+            await self.upload._lock.acquire()
+        except BaseException as e:
+            # The call was cancelled before its turn. Those behind it would go on as if it had been done.
+            self.upload._interrupted(e)
+            raise
         try:
             if self.upload._helper.error is not None:
                 await self.upload._give_up(self.upload._helper.error)
@@ -181,5 +194,7 @@ class _Held:
         try:
             if isinstance(error, UploadError):
                 await self.upload._give_up(error)
+            elif error is not None:
+                self.upload._interrupted(error)  # nobody knows how much it has done
         finally:
             self.upload._lock.release()

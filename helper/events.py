@@ -143,6 +143,7 @@ class Resumed:
 
     `state` is a value of session.State. `storage_index` was assigned before `finish`, or came with it; `finish`
     and `ueb` are those of an upload whose publication was decided. `unplaced`: shares are still to be published.
+    `staging_enough` as StagingEnough said last; None if it is not known.
     """
 
     state: str
@@ -152,6 +153,7 @@ class Resumed:
     ueb: bytes | None
     error: errors.StreamingError | None
     unplaced: bool
+    staging_enough: bool | None = None
 
 
 @attrs.frozen
@@ -160,8 +162,21 @@ class Stopping:
 
 
 @attrs.frozen
+class YieldIndex:
+    """Another upload wants the storage index of this one, for which nobody has called for a while."""
+
+
+@attrs.frozen
 class Failed:
-    """Something in the helper broke in a way that this upload cannot survive."""
+    """Something in the helper broke in a way that this upload cannot survive, unless it is published already: then
+    perhaps a share."""
+
+    error: errors.StreamingError
+
+
+@attrs.frozen
+class CannotComplete:
+    """The ciphertext cannot be read or encoded: no share can be completed."""
 
     error: errors.StreamingError
 
@@ -223,6 +238,11 @@ class ForgetCompletion:
 
 
 @attrs.frozen
+class ForgetStorageIndex:
+    """Servers that were told it let go of their shares, and wait until UseStorageIndex comes again."""
+
+
+@attrs.frozen
 class SealShares:
     """Complete every share: trailer and header; SharesReady tells when enough are."""
 
@@ -255,4 +275,5 @@ class DropSpool:
 
 
 Command = (Reply | Refuse | Store | Compare | BeginPlacing | UseStorageIndex | Complete | ForgetCompletion
-           | SealShares | RecordPublishing | RecordResult | PublishShares | AbandonShares | DropSpool)
+           | ForgetStorageIndex | SealShares | RecordPublishing | RecordResult | PublishShares | AbandonShares
+           | DropSpool)

@@ -24,6 +24,7 @@ from helper.disk import fsync_directory, make_directory, reason_of
 from helper.errors import SpoolFailed
 from helper.spool import RunInThread
 from helper.upload_records import (
+    ADD_STAGING_ENOUGH,
     ADD_STAGINGS,
     ADD_UPTIME,
     ALL_UPLOADS,
@@ -43,6 +44,7 @@ SCHEMA: Sequence[Sequence[str]] = (
     (CREATE_UPLOADS,),
     ADD_UPTIME,
     ADD_STAGINGS,
+    ADD_STAGING_ENOUGH,
 )
 
 
@@ -103,14 +105,18 @@ class LedgerFile:
         self._lock = threading.Lock()
         self._open: sqlite3.Connection | None = None
 
-    def open(self) -> bool:
+    def open(self, spool_files: int = 0) -> bool:
         """Open the file, or make it (mode 0600, in a directory of mode 0700). Whether it was made.
 
-        Raises LedgerUnusable, with the file's name, and leaves the file as it is.
+        Raises LedgerUnusable, with the file's name, and leaves the file as it is; also if it is missing and there are
+        `spool_files`, which only a ledger tells the meaning of.
         """
         make_directory(self._path.parent)
         try:
             new = not os.path.lexists(self._path)
+            if new and spool_files:
+                raise LedgerUnusable(f"{self._path}: this ledger is missing, but its spool has {spool_files} "
+                                     f"file{'' if spool_files == 1 else 's'}; {_ADVICE}")
             if new:
                 self._make()
             self._connect()
@@ -269,9 +275,9 @@ class Ledger:
         self._closing: Deferred[None] | None = None
         self._closed = False
 
-    def open(self) -> Recorded:
+    def open(self, spool_files: int = 0) -> Recorded:
         """See LedgerFile.open and LedgerFile.read. Blocks; before the reactor serves anybody."""
-        self._file.open()
+        self._file.open(spool_files)
         try:
             recorded = self._file.read()
         except LedgerUnusable:

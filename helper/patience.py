@@ -25,8 +25,6 @@ class StallLimits:
 class Patience:
     """What an upload waits for."""
 
-    #: Servers, when it is opened or begins to place its shares.
-    servers: float = 10
     #: A staging server that was lost: it keeps its shares. Then they find other homes.
     away: float = 60
     #: Any server without which there are too few, before the upload is given up.

@@ -117,17 +117,27 @@ class ShareHomes:
                 self._deal(waiting)
                 self._check_enough()
 
+    def forget_storage_index(self) -> None:
+        """Another upload has it now, and must find its places on the servers free."""
+        self._target, self._known_index = Target(self._target.staging_secret), None
+        for share in self._shares:
+            if share.state in LIVE and share.server is not None and not share.server.stages:
+                sink = share.leave(ShareState.WAITING)
+                if sink is not None:
+                    sink.abort()
+        self._on_change()
+
     def seal(self, storage_index: bytes) -> None:
         """The storage index is known. It is used now only if shares on staging servers do not meet the answer
         rule alone: until something is published, servers should not need to know it."""
         self._known_index = storage_index
-        if not self._staging_enough:
+        if self._staging_enough is False:  # before shares are placed it is not known; then see _check_staging
             self.use_storage_index(storage_index)
 
     def begin(self) -> None:
         """Find a home for every share, once enough servers are connected or have been waited for."""
-        wait = self._patience.needed if self._homes_before else self._patience.servers
-        d = self._grid.when_connected(self._parameters.happy, wait)
+        # What is to be placed was acknowledged: servers that are away, be it all of them, do not end it soon.
+        d = self._grid.when_connected(self._parameters.happy, self._patience.needed)
         d.addCallback(lambda _count: self.place_all())
         d.addErrback(self._on_broken)
 

@@ -121,6 +121,10 @@ class SharePusher:
         """Servers that want the storage index first may be told it."""
         self._homes.use_storage_index(storage_index)
 
+    def forget_storage_index(self) -> None:
+        """Servers that were told it let go of their shares, and wait until it is told again."""
+        self._homes.forget_storage_index()
+
     def begin(self) -> None:
         """Contact the servers and push whatever there is to push, from now on."""
         self._begun = True

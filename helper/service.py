@@ -46,6 +46,9 @@ reactor: Any = _reactor  # it has more interfaces than its declared type
 
 #: Threads that write, sync and read. More than cores: most of the time they wait for disks.
 DISK_THREADS = 8
+#: Threads that read through what an earlier run has left. Others again: clients that all come back at once would have
+#: every disk thread read gigabytes for them.
+RECOVERY_THREADS = 2
 #: Threads that encode and hash. Others, so that no ciphertext waits to become durable while much is encoded.
 ENCODING_THREADS = 4
 
@@ -67,21 +70,26 @@ class StreamingHelperService(Service):
     def __init__(self, settings: Settings, directory: Path, grid: TahoeGrid, introducer_clients: list[Any]) -> None:
         self._disk_threads = ThreadPool(1, DISK_THREADS, "streaming helper disk")
         self._encoding_threads = ThreadPool(1, ENCODING_THREADS, "streaming helper encoding")
-        self._spool = Spool(directory / SPOOL_DIRECTORY, partial(deferToThreadPool, reactor, self._disk_threads))
+        self._recovery_threads = ThreadPool(1, RECOVERY_THREADS, "streaming helper recovery")
+        self._spool = Spool(directory / SPOOL_DIRECTORY, partial(deferToThreadPool, reactor, self._disk_threads),
+                            recover_in_thread=partial(deferToThreadPool, reactor, self._recovery_threads))
         self._ledger = Ledger(LedgerFile(directory / STREAMING_DIRECTORY / LEDGER_NAME),
                               partial(deferToThreadPool, reactor, self._disk_threads), reactor)
         self._grid = grid
         self._introducer_clients = introducer_clients
         self.uploads = Uploads(settings, self._spool, self._ledger, grid, reactor,
                                partial(deferToThreadPool, reactor, self._encoding_threads))
-        self._giving_back = LoopingCall(deferToThreadPool, reactor, self._encoding_threads, free_memory.give_back)
+        self._giving_back = LoopingCall(self._give_memory_back)
+        self._started = False
 
     def startService(self) -> None:
         """Take the spool and the ledger. Raises SpoolLocked if another process has them, LedgerUnusable."""
         self._spool.start()
-        recorded = self._ledger.open()
+        recorded = self._ledger.open(len(self._spool.names()))
         self._disk_threads.start()
+        self._recovery_threads.start()
         self._encoding_threads.start()
+        self._started = True
         self._grid.follow(self._introducer_clients)
         self.uploads.start(recorded)
         self._giving_back.start(free_memory.INTERVAL, now=False)
@@ -91,14 +99,20 @@ class StreamingHelperService(Service):
         """What the node's /statistics page shows of us."""
         return statistics(self.uploads)
 
+    def _give_memory_back(self) -> Deferred[None]:
+        """If that fails it is tried again with the next turn."""
+        return deferToThreadPool(reactor, self._encoding_threads, free_memory.give_back).addErrback(
+            lambda failure: self.log.failure("memory could not be given back", failure))
+
     async def _stop(self) -> None:
-        self.uploads.stop()
-        if self._giving_back.running:  # it would not be running if the node could not be started
-            self._giving_back.stop()
-        self._grid.stop()
-        await self._ledger.close()
-        self._encoding_threads.stop()
-        self._disk_threads.stop()
+        if self._started:  # else no thread would ever do what is asked of it
+            self.uploads.stop()
+            if self._giving_back.running:
+                self._giving_back.stop()
+            self._grid.stop()
+            await self._ledger.close()
+            for threads in (self._encoding_threads, self._recovery_threads, self._disk_threads):
+                threads.stop()
         self._spool.stop()
 
     def stopService(self) -> Deferred[None]:

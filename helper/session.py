@@ -21,6 +21,7 @@ from helper.events import (
     AnswerRuleMet,
     AssignReceived,
     BeginPlacing,
+    CannotComplete,
     Command,
     Compare,
     Compared,
@@ -30,6 +31,7 @@ from helper.events import (
     Failed,
     FinishReceived,
     ForgetCompletion,
+    ForgetStorageIndex,
     IdleFor,
     PublishRecorded,
     PublishShares,
@@ -51,6 +53,7 @@ from helper.events import (
     TooFewServers,
     TooFewShares,
     UseStorageIndex,
+    YieldIndex,
 )
 from helper.interfaces import HASH_SIZE, LITERAL_MAX, SIZE_MAX, STORAGE_INDEX_SIZE
 from helper.parameters import Parameters
@@ -115,7 +118,7 @@ class Session:
         self.durable = 0
         self.pushed = 0
         self.placing = False
-        self.staging_enough = False
+        self.staging_enough: bool | None = False  # None after a restart that does not know it
         self.storage_index: bytes | None = None
         self.error: errors.StreamingError | None = None
         self.ueb: bytes | None = None
@@ -133,12 +136,13 @@ class Session:
         self._handlers: dict[type, Callable[[Any], list[Command]]] = {
             PutReceived: self._put, Stored: self._stored, StoreFailed: self._store_failed,
             Compared: self._compared, PushedTo: self._pushed_to, StagingEnough: self._staging_changed,
-            AssignReceived: self._assign,
+            AssignReceived: self._assign, YieldIndex: self._yield_index,
             FinishReceived: self._finish_received, Completed: self._completed, SharesReady: self._shares_ready,
             PublishRecorded: self._publish_recorded, AnswerRuleMet: self._answer_rule_met,
             ResultRecorded: self._result_recorded, Resumed: self._resumed, Stopping: self._stop,
             TooFewServers: self._too_few_servers, TooFewShares: self._too_few_servers, AbortReceived: self._abort,
             Abandoned: self._was_abandoned, IdleFor: self._idle_for, Failed: self._failed,
+            CannotComplete: self._cannot_complete,
         }
 
     def handle(self, event: object) -> list[Command]:
@@ -155,7 +159,8 @@ class Session:
     @property
     def storage_index_needed(self) -> bool:
         """Whether pushing waits for the client to reveal the storage index (protocol.txt §4.4)."""
-        return self.state is State.OPEN and self.storage_index is None and not self.staging_enough
+        # While it is not known the client keeps it to itself: what was revealed cannot be taken back.
+        return self.state is State.OPEN and self.storage_index is None and self.staging_enough is False
 
     @property
     def paused(self) -> bool:
@@ -294,6 +299,12 @@ class Session:
         self.storage_index = self.assigned_index = event.storage_index
         return commands
 
+    def _yield_index(self, _event: YieldIndex) -> list[Command]:
+        if self.state is not State.OPEN or self.assigned_index is None:
+            return []
+        self.storage_index = self.assigned_index = None
+        return [ForgetStorageIndex(), *self._release()]
+
     def _refusal_of_index(self, storage_index: bytes) -> errors.StreamingError | None:
         if len(storage_index) != STORAGE_INDEX_SIZE:
             return errors.BadStorageIndex(STORAGE_INDEX_SIZE, len(storage_index))
@@ -389,6 +400,7 @@ class Session:
         if self.state is not State.PUBLISHING:
             return []
         self._go(State.FINISHED)
+        self.error = None
         calls, self._finish_calls = self._finish_calls, []
         return [self._result(call) for call in calls]
 
@@ -400,6 +412,7 @@ class Session:
     def _resumed(self, event: Resumed) -> list[Command]:
         """protocol.txt §11: up to ready an upload is open again; from publishing on it is published."""
         self.received = self.durable = self._handed = event.durable
+        self.staging_enough = event.staging_enough
         state = State(event.state)
         # What an earlier run could not let go of expires.
         self._abandoned = state in ENDED or event.error is not None
@@ -472,6 +485,12 @@ class Session:
 
     def _failed(self, event: Failed) -> list[Command]:
         return self._end(State.FAILED, event.error) if self.state in _BEFORE_PUBLISHING else []
+
+    def _cannot_complete(self, event: CannotComplete) -> list[Command]:
+        if self.state is State.PUBLISHING:  # as if the spool had been found damaged at a restart
+            self.error = event.error
+            return self._refuse_all(event.error)
+        return self._failed(Failed(event.error))
 
     def _end(self, state: State, error: errors.StreamingError) -> list[Command]:
         self._go(state)

@@ -60,7 +60,7 @@ class Settings:
     stall_most: int = 60
     #: How long after its answer shares of an upload are still placed.
     placing_patience: int = 86400
-    #: How long `open` and placement wait for storage servers after the node has started.
+    #: How long `open` waits for storage servers after the node has started.
     server_wait: int = 10
 
     @property
@@ -72,7 +72,7 @@ class Settings:
     def patience(self) -> Patience:
         """What an upload waits for."""
         stall = StallLimits(self.stall_servers, self.stall_factor, self.stall_least, self.stall_most)
-        return Patience(self.server_wait, self.away_patience, self.needed_patience, self.placing_patience, stall)
+        return Patience(self.away_patience, self.needed_patience, self.placing_patience, stall)
 
 
 _SIZE = "a size such as 4 MiB"

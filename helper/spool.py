@@ -14,14 +14,25 @@ from pathlib import Path
 
 from twisted.internet.defer import Deferred
 
-from helper.disk import System, fsync_directory, make_directory, reason_of, take_lock
-from helper.errors import SpoolFailed
-from helper.spool_file import FLAGS, Files, RunInThread, SpoolFile, Told, pread_exactly
+from helper.disk import System, fsync_directory, make_directory, take_lock
+from helper.spool_file import (
+    FLAGS,
+    Files,
+    RunInThread,
+    SpoolFile,
+    SpoolUnreadable,
+    Told,
+    not_accessible,
+    pread_exactly,
+)
 from helper.spool_records import Recovered, SpoolDamaged, recover
 
-__all__ = ["RunInThread", "Spool", "SpoolDamaged", "SpoolFile", "SpoolLocked"]
+__all__ = ["RunInThread", "Spool", "SpoolDamaged", "SpoolFile", "SpoolLocked", "SpoolUnreadable"]
 
 _LOCK = "lock"
+#: A directory in that of the spool, for files that the helper does not need and must not remove. Nothing in it is
+#: looked at again.
+ASIDE = "aside"
 
 
 class SpoolLocked(Exception):
@@ -29,11 +40,16 @@ class SpoolLocked(Exception):
 
 
 class Spool:
-    """The directory of spool files of one helper. `system` makes the system calls."""
+    """The directory of spool files of one helper. `system` makes the system calls.
 
-    def __init__(self, directory: Path, run_in_thread: RunInThread, system: System = os) -> None:
+    `recover_in_thread` is for files that are read through, which takes long: no ciphertext shall wait for it. Without
+    it that is done in the other threads.
+    """
+
+    def __init__(self, directory: Path, run_in_thread: RunInThread, system: System = os,
+                 recover_in_thread: RunInThread | None = None) -> None:
         self._directory = directory
-        self._run_in_thread = run_in_thread
+        self._recover_in_thread = recover_in_thread or run_in_thread
         self._system = system
         self._files = Files(run_in_thread, system)
         self._lock: int | None = None
@@ -82,6 +98,20 @@ class Spool:
         del self._found[name]
         self._files.used -= size
 
+    def put_aside(self, name: str) -> None:
+        """Let one of `names()` be none of ours any more, and keep it for who may know what to do with it. KeyError
+        if it is none. Blocks."""
+        size = self._found[name]
+        aside = self._directory / ASIDE
+        make_directory(aside, self._system)
+        to, number = aside / name, 0
+        while os.path.lexists(to):
+            number += 1
+            to = aside / f"{name}.{number}"
+        (self._directory / name).rename(to)
+        del self._found[name]
+        self._files.used -= size
+
     def free(self) -> int:
         """Bytes that the file system has left for us beside what is being written. Blocks, if seldom for long."""
         state = self._system.statvfs(self._directory)
@@ -103,11 +133,11 @@ class Spool:
 
         Fires when all that it holds is verified and durable; see its `durable`. `at_least` is how many bytes are
         known to have been durable. Fails with SpoolDamaged if fewer are left, or bytes that may have been
-        acknowledged are not what they were; with SpoolFailed if the disk fails. The file is then left as it is,
-        and still one of `names()`.
+        acknowledged are not what they were; with SpoolUnreadable if the disk fails, and with SpoolFailed if it could
+        not be looked at. The file is then left as it is, still one of `names()`, and may be tried again.
         """
         file = self.file(name, on_stored, on_failed, on_full)
-        d = self._run_in_thread(self._recover, name, at_least)
+        d = self._recover_in_thread(self._recover, name, at_least)
         d.addCallback(lambda recovered: self._recovered(name, file, recovered))
         return d
 
@@ -120,11 +150,11 @@ class Spool:
                 raise SpoolDamaged(f"the spool file is missing; expected {at_least} bytes in it") from None
             return None
         except OSError as e:
-            raise SpoolFailed(reason_of(e)) from e
+            raise not_accessible(e) from e
         try:
             return _recover_file(fd, at_least, self._system)
         except OSError as e:
-            raise SpoolFailed(reason_of(e)) from e
+            raise not_accessible(e) from e
         finally:
             self._system.close(fd)
 

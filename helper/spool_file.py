@@ -35,6 +35,15 @@ FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
+class SpoolUnreadable(SpoolFailed):
+    """The disk cannot read a file that is there. It may do so when it is asked again."""
+
+
+def not_accessible(error: OSError) -> SpoolFailed:
+    """What keeps a file from being opened or read, without its path."""
+    return (SpoolUnreadable if error.errno == errno.EIO else SpoolFailed)(reason_of(error))
+
+
 class _NoSpace(Exception):
     """A batch does not fit on the disk. Nothing of it is left there."""
 
@@ -231,7 +240,7 @@ class SpoolFile:
         try:
             fd = self._system.open(self._path, FLAGS)
         except OSError as e:
-            raise SpoolFailed(reason_of(e)) from e
+            raise not_accessible(e) from e
         kept = self._descriptors.setdefault("fd", fd)
         if kept != fd:
             self._system.close(fd)

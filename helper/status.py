@@ -19,7 +19,8 @@ from helper.shares import ShareState, ShareStatus
 from helper.upload import Upload
 from helper.uploads import Uploads
 
-#: Of `waits_for`, besides what Upload.waits_for says: an upload of an earlier run whose ciphertext is not read yet.
+#: Of `waits_for`, besides what Upload.waits_for says: an upload of an earlier run whose ciphertext is not read yet; a
+#: colon and a reason follow if that was tried.
 NOT_READ_YET = "not read yet"
 #: Uploads in progress that are listed; of more, those that wait, then the oldest.
 LIVE_MAX = 1000
@@ -104,11 +105,16 @@ def _upload(upload: Upload, uploads: Uploads) -> UploadStatus:
         durable=None if unread else session.durable,
         pushed=None if unread else session.pushed,
         spooled=uploads.room.stored(upload.name),
-        waits_for=NOT_READ_YET if unread else upload.waits_for,
+        waits_for=_unread_because(upload, uploads) if unread else upload.waits_for,
         idle=max(0, int(now - upload.asked_at)),
         open=max(0, int(now - upload.opened_at)),
         error=None if session.error is None else session.error.code,
         shares=tuple(upload.status().shares))
+
+
+def _unread_because(upload: Upload, uploads: Uploads) -> str:
+    why = uploads.unread_because(upload)
+    return f"{NOT_READ_YET}: {why}" if why else NOT_READ_YET
 
 
 def _state(upload: Upload, uploads: Uploads) -> State:

@@ -20,6 +20,7 @@ from helper.in_flight import InFlight
 from helper.ledger import Ledger
 from helper.leftovers import Leftovers
 from helper.parameters import Parameters
+from helper.patient_reading import PatientReading
 from helper.pauses import SERVERS, Pauses
 from helper.pipeline import Pipeline
 from helper.placement import AllocationPolicy
@@ -71,8 +72,14 @@ class _Work:
     """What works on an upload that has ciphertext."""
 
     spool: SpoolFile
+    reading: PatientReading
     pipeline: Pipeline
     pusher: SharePusher
+
+    def stop_reading(self) -> None:
+        """Encode nothing more."""
+        self.pipeline.stop()
+        self.reading.stop()
 
 
 class Upload:
@@ -88,6 +95,8 @@ class Upload:
         self.over_for = 0.0  # seconds since it ended, counted in the same way
         self.asked_at = record.touched  # when somebody last called for it; only to be shown
         self.permutation_seeds = b""
+        #: Whether the decision to publish was to be recorded, so that another run may find it.
+        self.may_be_published = False
         self._record = record
         self._services = services
         s = services.settings
@@ -116,7 +125,8 @@ class Upload:
 
     def _begun(self, spool_file: SpoolFile) -> _Work:
         s, p, r = self._services, self._record.parameters, self._record
-        pipeline = Pipeline(p, spool_file, s.encode_in_thread, s.memory, self._blocks_changed, self._pipeline_failed)
+        reading = PatientReading(s.encode_in_thread, s.clock, self._reading_changed)
+        pipeline = Pipeline(p, spool_file, reading, s.memory, self._blocks_changed, self._pipeline_failed)
         policy = AllocationPolicy(p.k, p.n, p.max_segment_size, s.settings.first_bound)
         pusher = SharePusher(
             p, pipeline, s.grid, policy, s.clock, s.in_flight, self._record.staging_secret, s.settings.patience,
@@ -126,7 +136,7 @@ class Upload:
             pusher.rank([r.servers[i] for i in r.order])
         if self._index_to_use is not None:
             pusher.use_storage_index(self._index_to_use)
-        return _Work(spool_file, pipeline, pusher)
+        return _Work(spool_file, reading, pipeline, pusher)
 
     def resume(self, spool_file: SpoolFile) -> Deferred[None]:
         """An upload of an earlier run, whose ciphertext is in `spool_file`. Fires when it may grow."""
@@ -167,7 +177,7 @@ class Upload:
         r, f = self._record, self._record.finish
         finish = None if f is None or r.storage_index is None else events.FinishReceived(
             -1, f.size, r.storage_index, f.crypttext_hash, f.crypttext_root_hash)
-        return events.Resumed(r.state, durable, r.storage_index, finish, r.ueb, error, unplaced)
+        return events.Resumed(r.state, durable, r.storage_index, finish, r.ueb, error, unplaced, r.staging_enough)
 
     @property
     def _work(self) -> _Work:
@@ -215,6 +225,16 @@ class Upload:
         if self.session.error is None:
             self.idle = 0.0
         self.asked_at = self._services.clock.seconds()
+
+    def deserted(self, since: float) -> bool:
+        """Whether it is open, no call for it is unanswered, and none has come since then (seconds)."""
+        return self.session.state is State.OPEN and not self._calls and self.asked_at <= since
+
+    def yield_storage_index(self) -> None:
+        """Another upload gets it. This one goes on without, and may take it again when it is free."""
+        self.log.info("upload {upload}: its storage index goes to another, as nobody called for it", upload=self.short)
+        self.tell(events.YieldIndex())
+        self._save_in_background()
 
     def call(self, make_event: Callable[[int], object]) -> Deferred[Answered]:
         """Tell the session of a call; fires with the answer to it."""
@@ -267,7 +287,7 @@ class Upload:
                                         wanted_at=uptime)
         elif self._record.state == State.OPEN.value:  # up to the decision to publish it is open, for a restart
             self._record = attrs.evolve(self._record, storage_index=s.assigned_index, touched=now - self.idle,
-                                        wanted_at=max(0.0, uptime - self.idle))
+                                        wanted_at=max(0.0, uptime - self.idle), staging_enough=s.staging_enough)
         return self._services.ledger.write(self._record)
 
     def _save_in_background(self) -> None:
@@ -295,6 +315,8 @@ class Upload:
                 commands = self.session.handle(next_event)
                 if isinstance(next_event, events.Resumed):
                     self._log_resumed()
+                elif isinstance(next_event, events.StagingEnough):
+                    self._save_in_background()  # after a restart no client shall be asked what it need not tell
                 elif self.session.state is not before:
                     self._changed_from(before)
                 for command in commands:
@@ -341,6 +363,10 @@ class Upload:
                 self._index_to_use = storage_index
                 if self._working is not None:
                     self._working.pusher.use_storage_index(storage_index)
+            case events.ForgetStorageIndex():
+                self._index_to_use = None
+                if self._working is not None:
+                    self._working.pusher.forget_storage_index()
             case events.Complete(size):
                 self._work.pipeline.complete(size)
             case events.ForgetCompletion():
@@ -368,6 +394,7 @@ class Upload:
             sealed=self._work.pusher.sealed,
             finish=Finish(finish.size, finish.crypttext_hash, finish.crypttext_root_hash),
             touched=self._services.clock.seconds(), wanted_at=self._services.uptime.seconds)
+        self.may_be_published = True
         self._services.ledger.write(self._record).addCallbacks(
             lambda _none: self.tell(events.PublishRecorded()),
             lambda failure: self.tell(events.Failed(errors.fault_of(failure.value))))
@@ -381,7 +408,7 @@ class Upload:
 
     def _abandon(self) -> None:
         if self._working is not None:
-            self._working.pipeline.stop()
+            self._working.stop_reading()
             self._abandoned = self._working.pusher.abandon()
         else:  # there is no work yet, or none was found after a restart
             self._abandoned = succeed(None)
@@ -431,7 +458,7 @@ class Upload:
 
     def _compare(self, call: int, offset: int, data: bytes) -> None:
         spool = self._work.spool
-        d = spool.in_thread(lambda: spool.read(offset, len(data)) == data)
+        d = spool.using(self._work.reading, lambda: spool.read(offset, len(data)) == data)
         d.addCallback(lambda same: self.tell(events.Compared(call, same)))
         d.addErrback(self._pipeline_failed)
 
@@ -472,8 +499,16 @@ class Upload:
             self.idle = 0.0
 
     def _pipeline_failed(self, failure: Failure) -> None:
+        if self.session.state in ENDED or self._stopped:
+            return
         self.log.failure("upload {upload} failed", failure, upload=self.short)
-        self.tell(events.Failed(errors.fault_of(failure.value)))
+        self.tell(events.CannotComplete(errors.fault_of(failure.value)))
+
+    def _reading_changed(self) -> None:
+        if self.waits_for and not self._stopped:
+            self._pauses.waits(self.waits_for)
+        else:
+            self._pauses.got_on("")
 
     def _settled(self, missing: list[int]) -> None:
         if missing:
@@ -484,7 +519,7 @@ class Upload:
         self._record = attrs.evolve(self._record, staged_on=self._record.staged_on & self._work.pusher.disturbed)
         self._save_in_background()
         self._remove_staged()
-        self._work.pipeline.stop()
+        self._work.stop_reading()
         self._drop_spool()
 
     # -- room in the spool ---------------------------------------------------------------------------------
@@ -526,6 +561,8 @@ class Upload:
             return f"disk: {self._disk_full}"
         if self._services.ledger.failing and self.session.state is State.READY:
             return f"disk: {self._services.ledger.failing}"
+        if self._working is not None and self._working.reading.waits_for:
+            return f"disk: {self._working.reading.waits_for}"
         return "room" if self._unstored else SERVERS if self.session.paused else ""
 
     def _what_it_waits_for(self) -> str:
@@ -534,6 +571,8 @@ class Upload:
             return f"storage servers: {s.durable - s.pushed} of {s.durable} bytes are not on enough of them"
         if self._disk_full is None and self.session.state is State.READY:
             return f"the disk of its records, {self._services.ledger.failing}"
+        if self._disk_full is None and self._working is not None and self._working.reading.waits_for:
+            return f"the spool's disk, which cannot read: {self._working.reading.waits_for}"
         room = self._services.room.status()
         what = "room in the spool" if self._disk_full is None else f"the spool's disk, {self._disk_full}"
         return (f"{what}: {room.stored + room.reserved} bytes are used or reserved, {room.disk_free} are free on "
@@ -553,7 +592,7 @@ class Upload:
         self.tell(events.Stopping())
         if self._working is not None:
             self._working.pusher.stop()
-            self._working.pipeline.stop()
+            self._working.stop_reading()
 
     def time_passes(self, seconds: float) -> None:
         """So much time has gone since this was called last."""
@@ -569,7 +608,7 @@ class Upload:
         self._services.leftovers.forget(self.name)
         working = self._working
         if working is not None:
-            working.pipeline.stop()
+            working.stop_reading()
             self._remove_spool()
             if self._abandoned is None:
                 self._abandoned = working.pusher.abandon()

@@ -39,7 +39,7 @@ class UploadRecord:
     helper last started: of how many bytes of ciphertext their servers may have whole blocks. `opened` and `touched` are
     seconds since the epoch, and only shown; `wanted_at` is the helper's uptime (uptime.py) when somebody last called
     for it, or it ended. `error` is why an upload ended without a result; errors of one code are one class here
-    (SpoolDamaged comes back as SpoolFailed).
+    (SpoolDamaged comes back as SpoolFailed). `staging_enough`: see events.StagingEnough; None if it was never known.
     """
 
     name: str
@@ -59,6 +59,7 @@ class UploadRecord:
     staged_on: frozenset[bytes] = frozenset()
     sealed: Mapping[int, bytes] = attrs.field(factory=dict)
     believed: Mapping[int, int] = attrs.field(factory=dict)
+    staging_enough: bool | None = None
 
 
 #: One step of the ledger's schema.
@@ -100,10 +101,14 @@ ADD_STAGINGS = (
     "ALTER TABLE uploads ADD COLUMN believed TEXT NOT NULL DEFAULT '{}'",  # JSON object of share numbers and bytes
 )
 
+#: And another. NULL: not known.
+ADD_STAGING_ENOUGH = ("ALTER TABLE uploads ADD COLUMN staging_enough INTEGER",)
+
 #: In the order of `row_of`.
 COLUMNS = ("name", "k", "happy", "n", "max_segment_size", "size", "state", "staging_secret", "opened", "touched",
            "servers", "server_order", "homes", "storage_index", "finish_size", "crypttext_hash",
-           "crypttext_root_hash", "ueb", "error", "wanted_at", "staged_on", "sealed", "believed")
+           "crypttext_root_hash", "ueb", "error", "wanted_at", "staged_on", "sealed", "believed",
+           "staging_enough")
 
 _NAMES = ", ".join(COLUMNS)
 #: Add or replace the upload of a row.
@@ -122,7 +127,7 @@ def row_of(record: UploadRecord) -> tuple[Any, ...]:
            _homes_as_text(record.homes), record.storage_index,
            f and f.size, f and f.crypttext_hash, f and f.crypttext_root_hash, record.ueb, error,
            record.wanted_at, json.dumps(sorted(s.hex() for s in record.staged_on)), _homes_as_text(record.sealed),
-           json.dumps(dict(record.believed)))
+           json.dumps(dict(record.believed)), None if record.staging_enough is None else int(record.staging_enough))
     record_of(row)  # with one bad row the helper could not start again
     return row
 
@@ -131,7 +136,7 @@ def record_of(row: tuple[Any, ...]) -> UploadRecord:
     """The record in a row of COLUMNS. Raises ValueError if there is none in it."""
     (name, k, happy, n, max_segment_size, size, state, staging_secret, opened, touched, servers, order, homes,
      storage_index, finish_size, crypttext_hash, crypttext_root_hash, ueb, error, wanted_at, staged_on,
-     sealed, believed) = row
+     sealed, believed, staging_enough) = row
     try:
         wire = {b"k": k, b"happy": happy, b"n": n, b"max-segment-size": max_segment_size}
         record = UploadRecord(
@@ -142,7 +147,8 @@ def record_of(row: tuple[Any, ...]) -> UploadRecord:
             None if finish_size is None else Finish(finish_size, crypttext_hash, crypttext_root_hash), ueb,
             None if error is None else _error_of(*json.loads(error)),
             frozenset(bytes.fromhex(s) for s in json.loads(staged_on)), _homes_in(sealed),
-            {int(shnum): int(size) for shnum, size in json.loads(believed).items()})
+            {int(shnum): int(size) for shnum, size in json.loads(believed).items()},
+            None if staging_enough is None else bool(staging_enough))
     except (TypeError, AttributeError, StreamingError) as e:
         raise ValueError(str(e)) from e
     _check(record)

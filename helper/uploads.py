@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 
-from twisted.internet.defer import Deferred, DeferredList, succeed
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -21,6 +21,7 @@ from helper.placement import staging_suffices
 from helper.pushing import ABANDON_PATIENCE
 from helper.recovery import Recovery
 from helper.room import SpoolRoom
+from helper.session import State
 from helper.settings import Settings
 from helper.sinks import Grid, StorageServer
 from helper.spool import RunInThread, Spool
@@ -29,6 +30,9 @@ from helper.uptime import Uptime
 
 #: Ended uploads whose result can still be asked for; the oldest are forgotten first.
 REMEMBERED_MAX = 10_000
+#: An upload for which nobody has called for so long (seconds) yields its storage index to one that wants it: as when
+#: a client was killed, and is started again with the same file.
+YIELD_AFTER = 60.0
 
 
 class Uploads:
@@ -54,7 +58,7 @@ class Uploads:
         self._by_index: dict[bytes, Upload] = {}
         self._stopping = False
         self._started = clock.seconds()
-        self._sweeper = LoopingCall(self._sweep)
+        self._sweeper = LoopingCall(self._sweep_for_ever)
         self._sweeper.clock = clock
         #: Since the helper's start.
         self.counters = dict.fromkeys((
@@ -119,6 +123,10 @@ class Uploads:
     def unread(self) -> Collection[Upload]:
         """Those of an earlier run whose ciphertext has not been read through yet; their session knows nothing."""
         return self._recovery.waiting
+
+    def unread_because(self, upload: Upload) -> str:
+        """Why the last attempt to read the ciphertext of one of them failed; empty if none has."""
+        return self._recovery.unread_because.get(upload, "")
 
     # -- protocol.txt §4 ---------------------------------------------------------------------------------
 
@@ -226,9 +234,16 @@ class Uploads:
     async def abort(self, upload_id: bytes) -> Answered:
         upload = await self._find(upload_id)
         answered = await upload.call(events.AbortReceived)
-        # Nothing is lost if this is not recorded: what is left has no ciphertext any more, and expires.
-        recorded = upload.save().addTimeout(ABANDON_PATIENCE, self._clock)
-        await recorded.addErrback(lambda _failure: None)
+        recorded = upload.save()
+        if upload.may_be_published:
+            try:
+                await recorded  # else another run might find the decision, and publish what was given up
+            except errors.StreamingError:
+                self._check_running()
+                raise
+        else:
+            # Nothing is lost if this is not recorded: what is left has no ciphertext any more, and expires.
+            await recorded.addTimeout(ABANDON_PATIENCE, self._clock).addErrback(lambda _failure: None)
         return answered
 
     # -- finding and forgetting ----------------------------------------------------------------------------
@@ -258,9 +273,15 @@ class Uploads:
     def _check_not_busy(self, storage_index: bytes, upload: Upload) -> None:
         """Two uploads of one storage index would fight over the same places on the servers."""
         other = self._by_index.get(storage_index)
-        if (other is not None and other is not upload and not other.over
-                and other.storage_index == storage_index):  # else its `finish` was refused later
+        if other is None or other is upload or other.over or other.storage_index != storage_index:
+            return  # in the last case its `finish` was refused later
+        unread = other in self._recovery.waiting
+        if other.session.error is not None and not unread:
+            return  # it does not get on
+        now = self._clock.seconds()
+        if unread or now - self._started < YIELD_AFTER or not other.deserted(now - YIELD_AFTER):
             raise errors.StorageIndexBusy()
+        other.yield_storage_index()
 
     def _claim_for(self, upload: Upload) -> None:
         """Remember the storage index that the upload has, if its call was not refused."""
@@ -280,20 +301,37 @@ class Uploads:
     def _count(self, name: str, increment: int) -> None:
         self.counters[name] += increment
 
+    def _let_time_pass(self, upload: Upload, seconds: float) -> None:
+        try:
+            upload.time_passes(seconds)
+        except Exception:  # noqa: BLE001 (a bug with one upload is no reason to keep all others for ever)
+            self.log.failure("upload {upload} could not grow older", upload=upload.short)
+
+    def _too_old(self) -> list[Upload]:
+        """Uploads to forget. Of too many, first those without a result, of which anybody can make any number; and none
+        that is still being placed."""
+        over = [upload for upload in self._by_name.values() if upload.over]
+        gone = [upload for upload in over if upload.over_for > self._settings.result_retention]
+        kept = [upload for upload in over if upload.over_for <= self._settings.result_retention]
+        done = [upload for upload in kept if not self._room.stored(upload.name)]
+        done.sort(key=lambda upload: (upload.session.state is State.FINISHED, -upload.over_for))
+        return gone + done[:max(0, len(kept) - REMEMBERED_MAX)]
+
+    def _sweep_for_ever(self) -> Deferred[None]:
+        """A sweep that fails is no reason to do without the next."""
+        return maybeDeferred(self._sweep).addErrback(
+            lambda failure: self.log.failure("looking for uploads that have expired failed", failure))
+
     def _sweep(self) -> Deferred[None]:
         if self._ledger.failing:  # what nobody could write down has not been
             self._uptime.pause()
             return succeed(None)
         self._leftovers.look()
         elapsed = self._uptime.step()
-        gone: list[Upload] = []
-        for upload in self._by_name.values():
+        for upload in list(self._by_name.values()):
             if upload not in self._recovery.waiting:
-                upload.time_passes(elapsed)
-            if upload.over and upload.over_for > self._settings.result_retention:
-                gone.append(upload)
-        over = [u for u in self._by_name.values() if u.over and u not in gone]
-        gone += over[:max(0, len(over) - REMEMBERED_MAX)]
+                self._let_time_pass(upload, elapsed)
+        gone = self._too_old()
         for upload in gone:
             del self._by_name[upload.name]
             upload.forget()

@@ -38,7 +38,7 @@ from helper.interfaces import LARGEST_MESSAGE, RIStreamingHelper
 from helper.ledger import LEDGER_NAME, Change, Ledger, LedgerFile, Recorded
 from helper.parameters import Parameters
 from helper.settings import Settings
-from helper.spool import RunInThread, Spool
+from helper.spool import ASIDE, RunInThread, Spool
 from helper.upload import Upload
 from helper.upload_records import UploadRecord
 from helper.uploads import Uploads
@@ -271,7 +271,7 @@ class World:
         self.spool.start()
         self._ledger_file = BreakableLedgerFile(self.directory / LEDGER_NAME)
         self.ledger = Ledger(self._ledger_file, in_ledger_thread or in_thread, self.process)
-        recorded = self.ledger.open()
+        recorded = self.ledger.open(len(self.spool.names()))
         self.uploads = Uploads(self.settings, self.spool, self.ledger, self.grid.seen_by(self.process), self.process,
                                in_thread)
         self.uploads.start(recorded)
@@ -423,7 +423,12 @@ class World:
         return self._ledger_file.all()
 
     def spool_files(self) -> list[Path]:
-        return [p for p in (self.directory / "spool").iterdir() if p.name != "lock"]
+        return [p for p in (self.directory / "spool").iterdir() if p.name not in ("lock", ASIDE)]
+
+    def files_aside(self) -> list[Path]:
+        """Spool files that the helper has put aside."""
+        aside = self.directory / "spool" / ASIDE
+        return sorted(aside.iterdir()) if aside.exists() else []
 
     # -- what is on the servers ----------------------------------------------------------------------------
 

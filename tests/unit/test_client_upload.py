@@ -12,7 +12,7 @@ from allmydata import uri
 from fakes import Fault
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from world import (
     KEY,
     SMALL,
@@ -38,6 +38,7 @@ from client_shim.errors import (
     HelperUnreachable,
     UploadClosed,
     UploadError,
+    UploadInterrupted,
     Waiting,
     WrongUEB,
 )
@@ -913,3 +914,59 @@ def test_stuck_is_noticed(world: World) -> None:
     """The harness itself: a helper that never answers is not waited for."""
     with pytest.raises(Stuck):
         world.run(Deferred(), patience=5)
+
+
+# -- calls that end before they are done ------------------------------------------------------------------------------
+
+
+def check_interrupted(world: World, upload: StreamingUpload, kind: str) -> None:
+    for call in (upload.write(b"more"), upload.close()):
+        with pytest.raises(UploadInterrupted) as caught:
+            world.run(call)
+        assert caught.value.reason == kind
+    world.wait(1)
+    world.check_nothing_left()
+
+
+def test_a_write_that_is_cancelled_leaves_no_hole(world: World) -> None:
+    upload = world.upload(PARAMETERS, world.link(rate=10_000))
+    world.run(upload.write(DATA))
+    writing = begin(upload.write(plaintext(500_000)))
+    world.wait(1)
+    results = outcome(writing)
+    writing.cancel()
+    world.turn()
+    assert results[0].type is CancelledError
+    check_interrupted(world, upload, "CancelledError")
+
+
+def test_a_write_that_is_cancelled_before_its_turn_is_missed_by_those_behind_it(world: World) -> None:
+    upload = world.upload(PARAMETERS, world.link(rate=10_000))
+    first, second, third = (begin(upload.write(plaintext(200_000, seed))) for seed in range(3))
+    results = [outcome(d) for d in (first, second, third)]
+    second.cancel()
+    world.wait(100)
+    assert [r[0].type for r in results] == [UploadInterrupted, CancelledError, UploadInterrupted]
+    check_interrupted(world, upload, "CancelledError")
+
+
+def test_a_close_that_is_cancelled_gives_no_cap_later(world: World) -> None:
+    upload = world.upload(PARAMETERS)
+    world.run(upload.write(DATA))
+    for server in world.grid.servers:
+        server.latency = 3.0
+    closing = begin(upload.close())
+    world.wait(1)
+    outcome(closing)
+    closing.cancel()
+    world.wait(60)
+    check_interrupted(world, upload, "CancelledError")
+
+
+@pytest.mark.parametrize("taken", [0, 5000])
+def test_what_cannot_be_written_ends_the_upload(world: World, taken: int) -> None:
+    upload = world.upload(PARAMETERS)
+    world.run(upload.write(DATA[:taken]))
+    with pytest.raises(TypeError):
+        world.run(upload.write(["no bytes"]))  # type: ignore[arg-type]
+    check_interrupted(world, upload, "TypeError")

@@ -130,6 +130,7 @@ RECORDS = st.builds(
     staged_on=st.frozensets(st.binary(max_size=40), max_size=5),
     sealed=st.dictionaries(st.integers(0, 255), st.binary(max_size=40), max_size=5),
     believed=st.dictionaries(st.integers(0, 255), st.integers(0, 2**53), max_size=5),
+    staging_enough=st.none() | st.booleans(),
     error=st.sampled_from([None, Aborted(), Expired(604800), BadArgument("k", "a number ≥ 1", "\x00'\"")]),
 )
 
@@ -286,7 +287,8 @@ def test_a_ledger_of_before_uptime_was_counted(path: Path) -> None:
     """Its uploads were just called for, and not long ago."""
     older = LedgerFile(path, SCHEMA[:1])
     older.open()
-    columns = [column for column in COLUMNS if column not in ("wanted_at", "staged_on", "sealed", "believed")]
+    columns = [column for column in COLUMNS if column not in (
+        "wanted_at", "staged_on", "sealed", "believed", "staging_enough")]
     older.apply([Change(f"INSERT INTO uploads ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
                         [row_of(FULL)[:len(columns)]])])
     file = reopened(path, older)

@@ -21,6 +21,7 @@ from client_shim.errors import HelperRefused
 from client_shim.upload import StreamingUpload
 from helper.layout import ShareLayout
 from helper.parameters import Parameters
+from helper.patience import Patience
 from helper.pipeline import RECENT_BLOCKS_MAX
 from helper.placement import AllocationPolicy
 from helper.pushing import (
@@ -541,6 +542,8 @@ def test_servers_that_leave_between_open_and_placing_are_missed(world: World) ->
     for server in world.grid.servers[:4]:
         server.disconnect()
     results = outcome(begin(write_all(upload, DATA[100:])))
+    world.wait(Patience().needed - 10)
+    assert not results, "what was acknowledged is not given up soon"
     world.wait(30)
     assert results[0].value.code == "too-few-servers"
     assert results[0].value.fields() == {"have": 6, "need": 7}

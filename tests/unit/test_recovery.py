@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import Fault
@@ -13,7 +16,10 @@ from client_shim.cipher import Encryptor
 from client_shim.errors import HelperRefused
 from helper.ciphertext import CiphertextHasher
 from helper.parameters import Parameters
+from helper.patient_reading import RETRY_FIRST, RETRY_MOST, UNREADABLE_TRIES
 from helper.recovery import Recovery
+from helper.room import SpoolRoom
+from helper.status import NOT_READ_YET, snapshot
 from helper.upload import Upload, hashed_name
 
 PARAMETERS = Parameters(3, 7, 10, 1000)
@@ -204,7 +210,7 @@ def test_what_is_found_damaged_while_the_helper_stops_is_found_again(world: Worl
 # -- spool files ------------------------------------------------------------------------------------------------------
 
 
-def test_only_the_files_that_no_upload_needs_are_removed(world: World) -> None:
+def test_only_files_of_uploads_that_are_over_are_removed_and_strangers_put_aside(world: World) -> None:
     open_all(world)
     world.run(world.link().abort(IDS[1]))
     world.kill()
@@ -214,6 +220,7 @@ def test_only_the_files_that_no_upload_needs_are_removed(world: World) -> None:
         (world.directory / "spool" / stranger).write_bytes(needed[NAMES[0]])
     world.start()
     assert {path.name: path.read_bytes() for path in world.spool_files()} == needed
+    assert [path.name for path in world.files_aside()] == ["a" * 52, "not a name"]
     world.wait(60)
     assert world.spool.used == sum(path.stat().st_size for path in world.spool_files())
 
@@ -232,7 +239,111 @@ def test_one_damaged_spool_ends_its_upload_and_no_other(world: World) -> None:
     assert caught.value.code == "spool-failed"
     world.restart()
     assert not file_of(world, IDS[1]).exists()
+    assert [path.name for path in world.files_aside()] == [NAMES[1]], "who knows better may still want it"
     assert reason(world, IDS[1]) == (b"failed", b"spool-failed")
+
+
+class Failing:
+    """The system calls; `error` is what some of them raise while that is set."""
+
+    def __init__(self, call: str) -> None:
+        self.error: BaseException | None = None
+        self._call = call
+
+    def __getattr__(self, name: str) -> Any:
+        return self._failing if name == self._call else getattr(os, name)
+
+    def _failing(self, first: Any, *arguments: Any) -> Any:
+        if self.error is not None and (not isinstance(first, Path) or first.name in NAMES):
+            raise self.error
+        return getattr(os, self._call)(first, *arguments)
+
+
+@pytest.mark.parametrize(("call", "error", "why"), [
+    ("open", OSError(errno.EMFILE, "x", "/secret"), "EMFILE (Too many open files)"),
+    ("open", OSError(errno.EACCES, "x", "/secret"), "EACCES (Permission denied)"),
+    ("pread", OSError(errno.ENOMEM, "x"), "ENOMEM (Cannot allocate memory)"),
+    ("pread", MemoryError(), "MemoryError")])
+def test_ciphertext_that_cannot_be_read_now_is_read_later(call: str, error: BaseException, why: str) -> None:
+    system = Failing(call)
+    with World(11, staging=11, system=system) as world:
+        open_all(world)
+        world.kill()
+        system.error = error
+        world.start()
+        asked = outcome(begin(world.link().status(IDS[0])))
+        world.wait(3600)
+        assert not asked
+        assert {upload.waits_for for upload in snapshot(world.uploads).uploads} == {f"{NOT_READ_YET}: {why}"}
+        assert [record.state for record in world.records()] == ["open"] * 4
+        system.error = None
+        world.wait(RETRY_MOST)
+        assert asked[0].number("durable") == 2000
+        assert [reason(world, upload_id) for upload_id in IDS] == [(b"open", None)] * 4
+        assert not world.files_aside()
+
+
+def test_a_disk_that_says_again_and_again_that_it_cannot_read_a_file_has_lost_it() -> None:
+    system = Failing("pread")
+    with World(11, staging=11, system=system) as world:
+        open_all(world)
+        world.kill()
+        system.error = OSError(errno.EIO, "x")
+        world.start()
+        world.wait(RETRY_FIRST * 2 ** (UNREADABLE_TRIES - 2))
+        assert [record.state for record in world.records()] == ["open"] * 4
+        world.wait(RETRY_FIRST * 2 ** UNREADABLE_TRIES)
+        assert [reason(world, upload_id) for upload_id in IDS] == [(b"failed", b"spool-failed")] * 4
+        assert [path.name for path in world.files_aside()] == sorted(NAMES)
+
+
+def test_a_helper_that_stops_tries_nothing_again() -> None:
+    system = Failing("open")
+    with World(11, staging=11, system=system) as world:
+        open_all(world)
+        world.kill()
+        system.error = OSError(errno.EMFILE, "x")
+        world.start()
+        asked = outcome(begin(world.link().status(IDS[0])))
+        world.wait(1)
+        world.uploads.stop()
+        world.turn()
+        assert asked[0].value.code == "helper-stopping"
+        assert not world.process.getDelayedCalls()
+        system.error = None
+        world.stop()
+        world.start()
+        assert [reason(world, upload_id) for upload_id in IDS] == [(b"open", None)] * 4
+
+
+def test_an_upload_that_a_bug_keeps_from_being_resumed_is_left_to_another_helper(
+        world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_all(world)
+    world.kill()
+    room_resume = SpoolRoom.resume
+
+    def broken(room: SpoolRoom, name: str, size: int | None, stored: int) -> None:
+        if name == NAMES[0] and stored == 2000:  # not the first time, with the size of the file
+            raise KeyError("a bug")
+        room_resume(room, name, size, stored)
+
+    with monkeypatch.context() as m:
+        m.setattr(SpoolRoom, "resume", broken)
+        world.start()
+        asked = outcome(begin(world.link().status(IDS[0])))
+        world.wait(2 * world.settings.idle_expiry)
+        assert asked[0].value.code == "helper-stopping"
+        with pytest.raises(HelperRefused, match="shutting down"):
+            world.run(world.link().put_ciphertext(IDS[0], 2000, CIPHERTEXT[2000:]))
+        assert [upload.waits_for for upload in snapshot(world.uploads).uploads if upload.upload == NAMES[0][:8]] == [
+            f"{NOT_READ_YET}: KeyError"]
+        assert upload_of(world, IDS[1]).session.durable == 2000, "the others are read"
+        assert [e["log_failure"].type for e in world.errors] == [KeyError]
+        world.errors.clear()
+    world.stop()
+    world.start()
+    assert reason(world, IDS[0]) == (b"open", None)
+    assert world.run(world.link().status(IDS[0])).number("durable") == 2000
 
 
 @pytest.mark.parametrize("missing", [False, True])

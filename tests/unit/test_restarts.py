@@ -15,6 +15,7 @@ from world import KEY, SI, SMALL, World, begin, expected, outcome, plaintext, wi
 from client_shim.cipher import Encryptor
 from client_shim.errors import HelperRefused
 from helper.ciphertext import CiphertextHasher
+from helper.ledger import LEDGER_NAME, LedgerUnusable
 from helper.parameters import Parameters
 from helper.session import State
 
@@ -80,6 +81,82 @@ def test_what_was_acknowledged_is_there_again_and_the_upload_goes_on(staging: in
         send(world, 10_000, 20_000)
         assert finish(world) == expected(DATA, PARAMETERS).ueb
         check_stored(world)
+
+
+@pytest.mark.parametrize("length", [100, 10_000])  # less than what servers are contacted for, and more
+@pytest.mark.parametrize("away", [False, True])
+def test_a_restart_makes_no_client_reveal_the_storage_index(length: int, away: bool) -> None:
+    with World(10, staging=10) as world:
+        begin_upload(world, length)
+        assert not world.run(world.link().status(ID)).number("storage-index-needed")
+        for _ in range(2):
+            world.kill()
+            for server in world.grid.servers:
+                (server.disconnect if away else server.reconnect)()
+            world.start()
+            for _ in range(10):
+                assert not world.run(world.link().status(ID)).number("storage-index-needed")
+                world.wait(1)
+        for server in world.grid.servers:
+            server.reconnect()
+        send(world, length, 20_000)
+        assert world.only_upload().session.assigned_index is None
+        finish(world)
+        check_stored(world)
+
+
+@pytest.mark.parametrize("length", [100, 10_000])
+def test_a_restart_does_not_forget_that_the_storage_index_is_needed(length: int) -> None:
+    with World(10) as world:
+        world.run(world.link().open(ID, PARAMETERS.to_wire()))
+        send(world, 0, length)
+        world.kill()
+        for server in world.grid.servers:
+            server.disconnect()
+        world.start()
+        assert world.run(world.link().status(ID)).number("storage-index-needed") == 1
+
+
+@grids
+@pytest.mark.parametrize("length", [100, 10_000])
+def test_what_was_acknowledged_waits_for_servers_that_lost_their_power_too(staging: int, length: int) -> None:
+    with World(10, staging=staging) as world:
+        begin_upload(world, length)
+        world.kill()
+        for server in world.grid.servers:
+            server.disconnect()
+        world.start()
+        sent = outcome(begin(world.link().put_ciphertext(ID, length, CIPHERTEXT[length:12_000])))
+        world.wait(500)
+        for server in world.grid.servers:
+            server.reconnect()
+        world.wait(10)
+        assert sent[0].number("durable") == 12_000
+        send(world, 12_000, 20_000)
+        finish(world)
+        check_stored(world)
+
+
+def test_no_server_is_told_the_storage_index_before_shares_are_placed() -> None:
+    """Whether staging servers are enough is not known while all are away."""
+    with World(10, staging=10) as world:
+        begin_upload(world, 20_000)
+        world.kill()
+        for server in world.grid.servers:
+            server.disconnect()
+        world.start()
+        finishing = outcome(begin(world.link().finish(ID, len(DATA), SI, *hashes())))
+        world.wait(5)
+        pusher = world.only_upload()._work.pusher
+        world.break_ledger()  # so nothing is decided
+        for server in world.grid.servers:
+            server.reconnect()
+        world.wait(5)
+        assert world.only_upload().session.state is State.READY
+        assert pusher._homes._target.storage_index is None
+        world.mend_ledger()
+        world.wait(20)
+        assert finishing[0].fields["state"] == b"finished"
 
 
 def test_staged_shares_continue_where_they_were() -> None:
@@ -479,7 +556,7 @@ def test_a_result_that_could_not_be_recorded_is_there_after_a_restart(staging: i
         check_stored(world)
 
 
-def test_a_damaged_spool_file_is_removed_when_its_upload_has_failed() -> None:
+def test_a_damaged_spool_file_is_put_aside_when_its_upload_has_failed() -> None:
     with World() as world:
         begin_upload(world)
         world.kill()
@@ -489,7 +566,24 @@ def test_a_damaged_spool_file_is_removed_when_its_upload_has_failed() -> None:
         world.wait(1)
         assert world.run(world.link().status(ID)).fields["reason"] == b"spool-failed"
         assert not world.spool_files()
+        assert [file.name for file in world.files_aside()] == [path.name]
         assert world.spool.used == 0
+
+
+def test_a_helper_whose_ledger_is_missing_does_not_start_and_leaves_the_spool_as_it_is() -> None:
+    with World() as world:
+        begin_upload(world)
+        world.stop()
+        ledger = world.directory / LEDGER_NAME
+        ledger.rename(world.directory / "elsewhere")
+        for _ in range(2):
+            with pytest.raises(LedgerUnusable, match=r"is missing, but its spool has 1 file; .*restore it, or move"):
+                world.start()
+            world.spool.stop()
+        assert not ledger.exists()
+        (world.directory / "elsewhere").rename(ledger)
+        world.start()
+        assert world.run(world.link().status(ID)).number("durable") == 10_000
 
 
 # -- around finish ------------------------------------------------------------------------------------------------

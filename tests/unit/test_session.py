@@ -28,6 +28,7 @@ from helper.events import (
     Failed,
     FinishReceived,
     ForgetCompletion,
+    ForgetStorageIndex,
     IdleFor,
     PublishRecorded,
     PublishShares,
@@ -49,6 +50,7 @@ from helper.events import (
     TooFewServers,
     TooFewShares,
     UseStorageIndex,
+    YieldIndex,
 )
 from helper.interfaces import SIZE_MAX
 from helper.parameters import Parameters
@@ -1119,6 +1121,32 @@ def too_few_servers_while_the_result_is_recorded_take_nothing_back(p: Playbook) 
     p.on(ResultRecorded(), result(51))
 
 
+# -- another wants the storage index -----------------------------------------------------------------------------
+
+
+@playbook()
+def an_open_upload_yields_its_storage_index_and_may_take_it_again(p: Playbook) -> None:
+    p.given(put(1, 0, 100), Stored(100), AssignReceived(2, SI))
+    p.on(YieldIndex(), ForgetStorageIndex())
+    p.is_as(state=State.OPEN, storage_index=None, assigned_index=None, storage_index_needed=True)
+    p.on(YieldIndex())
+    p.on(AssignReceived(3, SI), state_is(3, "open"), UseStorageIndex(SI))
+
+
+@playbook()
+def what_waits_for_servers_with_a_storage_index_does_not_wait_without(p: Playbook) -> None:
+    p.given(AssignReceived(1, SI), put(2, 0, 300), Stored(300), put(3, 300, 10))
+    p.is_as(paused=True)
+    p.on(YieldIndex(), ForgetStorageIndex(), Store(DATA[300:310]))
+
+
+@playbook()
+def an_upload_that_is_completed_keeps_its_storage_index(p: Playbook) -> None:
+    p.given(AssignReceived(1, SI), put(2, 0, 100), Stored(100), finish(3, 100))
+    p.on(YieldIndex())
+    p.is_as(storage_index=SI)
+
+
 # -- the helper starts again ------------------------------------------------------------------------------------
 
 BEFORE_PUBLISHING = (State.OPEN, State.COMPLETING, State.READY)
@@ -1139,17 +1167,33 @@ def resumed_decided(state: State, durable: int = 100, error: errors.StreamingErr
 @playbook()
 def resumed_with_few_bytes_it_is_open_and_no_server_is_contacted(p: Playbook) -> None:
     p.on(resumed(State.OPEN, 49))
-    p.is_as(state=State.OPEN, received=49, durable=49, credit=1000, storage_index_needed=True, error=None)
+    p.is_as(state=State.OPEN, received=49, durable=49, credit=1000, storage_index_needed=False, error=None)
     p.on(put(1, 50, 10), refused(1, "offset-gap", expected=49, came=50))
     p.on(put(2, 49, 10), Store(DATA[49:59]))
-    p.on(Stored(59), needing(2, 59), BeginPlacing())
+    p.on(Stored(59), acknowledged(2, 59), BeginPlacing())
 
 
 @playbook()
 def resumed_with_more_bytes_servers_are_contacted_at_once_and_once(p: Playbook) -> None:
     p.on(resumed(State.OPEN, 50), BeginPlacing())
     p.on(put(1, 50, 50), Store(DATA[50:100]))
-    p.on(Stored(100), needing(1, 100))
+    p.on(Stored(100), acknowledged(1, 100))
+
+
+@playbook()
+def resumed_it_is_known_as_before_whether_the_storage_index_is_needed(p: Playbook) -> None:
+    p.given(attrs.evolve(resumed(State.OPEN, 49), staging_enough=False))
+    p.is_as(storage_index_needed=True)
+    p.on(put(1, 49, 10), Store(DATA[49:59]))
+    p.on(Stored(59), needing(1, 59), BeginPlacing())
+
+
+@playbook()
+def resumed_without_knowing_it_no_storage_index_is_needed_before_it_is_known(p: Playbook) -> None:
+    p.given(resumed(State.OPEN, 49))
+    p.is_as(storage_index_needed=False)
+    p.on(StagingEnough(False))
+    p.is_as(storage_index_needed=True)
 
 
 @playbook()
@@ -1184,7 +1228,7 @@ def what_is_resumed_is_compared_with_what_is_sent_again(p: Playbook) -> None:
     p.on(Compared(1, same=False), refused(1, "conflicting-data", offset=90, length=20))
     p.on(put(2, 90, 20), Compare(2, 90, DATA[90:100]))
     p.on(Compared(2, same=True), Store(DATA[100:110]))
-    p.on(Stored(110), needing(2, 110))
+    p.on(Stored(110), acknowledged(2, 110))
 
 
 @playbook()
@@ -1201,7 +1245,7 @@ def resumed_as_completing_it_is_open_again(p: Playbook) -> None:
     p.on(resumed(State.COMPLETING, 100), BeginPlacing())
     p.is_as(state=State.OPEN, finish=None, storage_index=None)
     p.on(put(1, 100, 10), Store(DATA[100:110]))
-    p.on(Stored(110), needing(1, 110))
+    p.on(Stored(110), acknowledged(1, 110))
     p.on(finish(2, 110), Complete(110))
     p.on(completed(110), SealShares(SI))
 

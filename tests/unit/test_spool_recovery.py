@@ -21,10 +21,10 @@ from forgetful_disk import SECTOR, ForgetfulDisk, PowerFailed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_spool import ALPHABET, NAME, Disk, MiB, Stepped, Upload, batches_in, open_descriptors, path_in, started
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 
 from helper.errors import SpoolFailed
-from helper.spool import Spool, SpoolDamaged, SpoolFile
+from helper.spool import ASIDE, Spool, SpoolDamaged, SpoolFile, SpoolUnreadable
 from helper.spool_file import IDLE_OPEN_MAX
 from helper.spool_records import WINDOW, recover
 
@@ -482,10 +482,47 @@ def test_a_disk_that_fails_during_recovery(tmp_path: Path, fail: str, reason: st
     spool = started(tmp_path, system=disk)
     with pytest.raises(SpoolFailed) as caught:
         Recovering(spool)
-    assert (type(caught.value), caught.value.reason) == (SpoolFailed, reason)
+    assert (type(caught.value), caught.value.reason) == (
+        SpoolFailed if fail == "open" else SpoolUnreadable, reason)
     assert path_in(tmp_path).read_bytes() == content
     assert spool.names() == [NAME]
     spool.remove(NAME)
+    spool.stop()
+
+
+def test_files_that_are_put_aside_stay(tmp_path: Path) -> None:
+    kept = []
+    for letter in (b"a", b"b", b"c"):
+        kept.append(write_batches(tmp_path, [[letter]]))
+        spool = started(tmp_path)
+        assert spool.names() == [NAME], "what was put aside is not looked at"
+        spool.put_aside(NAME)
+        assert (spool.names(), spool.used) == ([], 0)
+        spool.stop()
+    aside = path_in(tmp_path).parent / ASIDE
+    assert [(path.name, path.read_bytes()) for path in sorted(aside.iterdir())] == [
+        (NAME, kept[0]), (f"{NAME}.1", kept[1]), (f"{NAME}.2", kept[2])]
+    assert aside.stat().st_mode & 0o777 == 0o700
+
+
+def test_files_are_read_through_in_threads_of_their_own(tmp_path: Path) -> None:
+    write_batches(tmp_path, [[b"one"]])
+    held: list[Any] = []
+
+    def recover_in_thread(*work: Any) -> Deferred[Any]:
+        held.append((Deferred(), *work))
+        return held[-1][0]
+
+    spool = Spool(path_in(tmp_path).parent, maybeDeferred, recover_in_thread=recover_in_thread)
+    spool.start()
+    recovered: list[SpoolFile] = []
+    spool.recover(NAME, lambda _durable: None, lambda _reason: None).addCallback(recovered.append)
+    stored: list[int] = []
+    spool.file("b" * 52, stored.append, lambda _reason: None).append(b"other")
+    assert stored == [5]
+    ((done, function, *arguments),) = held
+    done.callback(function(*arguments))
+    assert recovered[0].durable == 3
     spool.stop()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 from fakes import FakeServer, FakeStagingServer, Fault
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import capturedLogs, formatEvent
 from world import KEY, SI, SMALL, WireLink, World, begin, expected, outcome, plaintext
 
@@ -24,7 +24,7 @@ from helper.parameters import Parameters
 from helper.settings import Settings
 from helper.status import snapshot
 from helper.upload_records import PUT_UPLOAD, UploadRecord, record_of
-from helper.uploads import REMEMBERED_MAX, hashed_name
+from helper.uploads import REMEMBERED_MAX, YIELD_AFTER, hashed_name
 
 PARAMETERS = Parameters(3, 7, 10, 1000)
 DATA = plaintext(3000)
@@ -426,6 +426,87 @@ def test_two_uploads_cannot_have_one_storage_index(world: World) -> None:
     one("assign", SI)
 
 
+@pytest.mark.parametrize("staging", [0, 5, 10])
+def test_an_upload_that_nobody_calls_for_yields_its_storage_index(staging: int) -> None:
+    """A client was killed and is run again with the same file. The first may be alive nevertheless, and go on."""
+    with World(staging=staging) as world:
+        world.wait(YIELD_AFTER)
+        one, other = Caller(world, 1), Caller(world, 2)
+        one.open()
+        one("assign", SI)
+        one("put_ciphertext", 0, CIPHERTEXT[:2000])
+        world.wait(YIELD_AFTER - 1)
+        other.open()
+        assert other.refusal("assign", SI).code == "storage-index-busy"
+        world.wait(1)
+        other("assign", SI)
+        other.put_all()
+        assert {record.name: record.storage_index for record in world.records()} == {
+            hashed_name(one.upload_id): None, hashed_name(other.upload_id): SI}
+        assert other.finish().fields["ueb"] == expected(DATA, PARAMETERS).ueb
+        world.wait(10)
+        world.check_shares(expected(DATA, PARAMETERS))
+        status = one("status").fields
+        assert (status["state"], status["storage-index-needed"]) == (b"open", int(staging < 7))
+        one("put_ciphertext", 2000, CIPHERTEXT[2000:])
+        assert one.finish().fields["ueb"] == expected(DATA, PARAMETERS).ueb
+        world.wait(10)
+        world.check_shares(expected(DATA, PARAMETERS))
+        assert not world.grid.leftovers()
+
+
+def test_an_upload_that_has_yielded_waits_for_its_turn(world: World) -> None:
+    world.wait(YIELD_AFTER)
+    one, other = Caller(world, 1), Caller(world, 2)
+    for caller in (one, other):
+        caller.open()
+        caller.put_all()
+    one("assign", SI)
+    world.wait(YIELD_AFTER)
+    other("assign", SI)
+    for method, arguments in (("assign", (SI,)), ("finish", finish_arguments())):
+        assert one.refusal(method, *arguments).code == "storage-index-busy"
+    other("abort")
+    assert one.finish().fields["ueb"]
+
+
+def test_an_upload_keeps_its_storage_index_while_a_call_for_it_waits_or_it_is_to_be_published(world: World) -> None:
+    world.wait(YIELD_AFTER)
+    one, other = Caller(world, 1), Caller(world, 2)
+    one.open()
+    one("assign", SI)
+    other.open()
+    world.hold_work()
+    waiting = one.begin("put_ciphertext", 0, CIPHERTEXT)
+    world.wait(10 * YIELD_AFTER)
+    assert other.refusal("assign", SI).code == "storage-index-busy"
+    world.release_work()
+    world.wait(1)
+    assert waiting
+    for server in world.grid.servers:
+        server.plan("publish", 1, Fault.HANG)
+    one.begin("finish", *finish_arguments())
+    world.wait(50)
+    assert one.state() == "publishing"
+    world.wait(10 * YIELD_AFTER)
+    assert other.refusal("assign", SI).code == "storage-index-busy"
+
+
+def test_after_a_start_clients_have_time_to_come_back_to_their_storage_index(world: World) -> None:
+    one, other = Caller(world, 1), Caller(world, 2)
+    one.open()
+    one("assign", SI)
+    one.put_all()
+    world.wait(10 * YIELD_AFTER)
+    world.restart()
+    one, other = Caller(world, 1), Caller(world, 2)
+    other.open()
+    world.wait(YIELD_AFTER - 2)
+    assert other.refusal("assign", SI).code == "storage-index-busy"
+    world.wait(3)
+    other("assign", SI)
+
+
 def test_a_storage_index_is_free_again_when_its_upload_has_ended(world: World) -> None:
     one, other = Caller(world, 1), Caller(world, 2)
     one.open()
@@ -545,16 +626,41 @@ def test_a_clock_that_goes_back_makes_nothing_immortal(world: World) -> None:
     assert caller.state() == "expired"
 
 
-def test_only_so_many_results_are_kept() -> None:
+def test_only_so_many_results_are_kept_and_those_of_uploads_that_anybody_gives_up_go_first() -> None:
     with World(settings=attrs.evolve(SMALL, uploads_max=20_000)) as world:
+        done = complete(world, 2 * REMEMBERED_MAX)
+        world.wait(2 * SMALL.sweep_interval)
         link = world.link()
-        first = REMEMBERED_MAX + 20
-        for number in range(first):
+        for number in range(REMEMBERED_MAX + 20):
             Caller(world, number, link).open()
             Caller(world, number, link)("abort")
         world.wait(2 * SMALL.sweep_interval)
-        assert Caller(world, 19).refusal("status").code == "unknown-upload"
-        assert Caller(world, 20).state() == "aborted"
+        assert done.state() == "finished"
+        assert Caller(world, 20).refusal("status").code == "unknown-upload"
+        assert Caller(world, 21).state() == "aborted"
+
+
+def test_a_sweep_that_fails_is_not_the_last(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller = Caller(world)
+    caller.open()
+    with monkeypatch.context() as m:
+        m.setattr(world.uploads._uptime, "step", lambda: {}["a bug"])
+        world.wait(3 * SMALL.sweep_interval)
+    assert {e["log_failure"].type for e in world.errors} == {KeyError}
+    world.errors.clear()
+    world.wait(SMALL.empty_expiry + 2 * SMALL.sweep_interval)
+    assert caller.state() == "expired"
+
+
+def test_a_bug_with_one_upload_keeps_no_other_for_ever(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    callers = [Caller(world, number) for number in range(2)]
+    for caller in callers:
+        caller.open()
+    monkeypatch.setattr(world.uploads._by_name[hashed_name(callers[0].upload_id)], "time_passes", lambda _s: {}["bug"])
+    world.wait(SMALL.empty_expiry + 2 * SMALL.sweep_interval)
+    assert callers[1].state() == "expired"
+    assert world.errors
+    world.errors.clear()
 
 
 def test_idle_uploads_expire(world: World) -> None:
@@ -926,13 +1032,39 @@ def test_an_upload_may_be_aborted_while_nothing_can_be_recorded(world: World) ->
     caller.put_all()
     waiting = caller.begin("finish", *finish_arguments())
     world.wait(10)
-    assert caller("abort").fields == {"state": b"aborted"}
+    aborted = caller.begin("abort")
+    world.wait(60)
     assert waiting[0].value.code == "aborted"
+    assert not aborted, "what is on the disk may be the decision to publish"
     assert world.spool_files()  # until it is recorded: the next run might find the upload open
     world.mend_ledger()
     world.wait(10)
+    assert aborted[0].fields == {"state": b"aborted"}
     world.check_nothing_left()
     assert [record.state for record in world.records()] == ["aborted"]
+
+
+def test_an_abort_is_answered_when_no_later_run_can_publish_the_upload_any_more(world: World) -> None:
+    """The decision is on the disk, and its sync has not returned."""
+
+    def in_ledger_thread(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        result = function(*arguments)
+        return Deferred() if "publishing" in {r.state for r in world.records()} else succeed(result)
+
+    world.kill()
+    world.start(in_ledger_thread)
+    caller = Caller(world)
+    caller.open()
+    caller.put_all()
+    waiting = caller.begin("finish", *finish_arguments())
+    world.wait(10)
+    aborted = caller.begin("abort")
+    world.wait(60)
+    assert waiting[0].value.code == "aborted"
+    assert not aborted
+    world.restart()
+    world.wait(10)
+    assert Caller(world).state() == "finished", "it was not answered, so it need not have been"
 
 
 def test_nothing_expires_while_nothing_can_be_recorded() -> None:
