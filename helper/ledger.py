@@ -18,6 +18,7 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from helper.dedup_records import CREATE_RECORDS, CREATE_RECORDS_EXPIRY
 from helper.disk import fsync_directory, make_directory, reason_of
 from helper.errors import SpoolFailed
 from helper.spool import RunInThread
@@ -30,6 +31,7 @@ LEDGER_NAME = "ledger.sqlite"
 #: version (user_version) of a file is how many of these it has seen.
 SCHEMA: Sequence[Sequence[str]] = (
     (CREATE_UPLOADS,),
+    (CREATE_RECORDS, CREATE_RECORDS_EXPIRY),
 )
 
 
@@ -113,6 +115,11 @@ class LedgerFile:
         with self._lock:
             rows = self._db.execute(ALL_UPLOADS).fetchall()
         return [self._record_of(row) for row in rows]
+
+    def select(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        """The rows of another table than that of uploads."""
+        with self._lock:
+            return self._db.execute(sql, values).fetchall()
 
     def counts(self) -> dict[str, int]:
         """How many uploads are recorded in each state that any is in."""
@@ -227,6 +234,10 @@ class Ledger:
     def all(self) -> Deferred[list[UploadRecord]]:
         """Every record of an upload that is durable. Fails with LedgerUnusable if one cannot be understood."""
         return self._run_in_thread(self._file.all)
+
+    def select(self, sql: str, *values: object) -> Deferred[list[tuple[Any, ...]]]:
+        """The rows of another table than that of uploads, as far as they are durable."""
+        return self._run_in_thread(self._file.select, sql, *values)
 
     def counts(self) -> Deferred[dict[str, int]]:
         """How many uploads are recorded in each state that any is in."""

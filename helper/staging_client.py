@@ -93,6 +93,12 @@ class StagingStorageServer:
         if shnums:
             self.link.abort_later(staging_name(target.staging_secret, self.server_id), *shnums)
 
+    def shares_of(self, storage_index: bytes) -> Deferred[dict[int, ExistingShare]]:
+        return self.stock.shares_of(storage_index)
+
+    def add_lease(self, storage_index: bytes) -> Deferred[None]:
+        return self.stock.add_lease(storage_index)
+
     def on_disconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
         rref = self.link.rref
         if rref is None:  # as Foolscap does for a reference that is dead
