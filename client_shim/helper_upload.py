@@ -26,6 +26,8 @@ T = TypeVar("T")
 #: How often (seconds) finish is asked again while the helper waits for servers, and for how long.
 WAITING_INTERVAL = 1.0
 WAITING_PATIENCE = 3600
+#: No more than so many seconds are counted between two answers, whatever the clock says.
+WAITING_STEP_MAX = 60.0
 #: How long (seconds) an answer to look_up is waited for. The helper itself takes no longer than a second, but on a slow
 #: link what is on its way comes first.
 LOOK_UP_PATIENCE = 5.0
@@ -98,7 +100,8 @@ class HelperUpload:
     async def finish(self, hashes: CiphertextHashes) -> bytes:
         """All was sent. Returns the UEB as the helper tells it."""
         self.outbox.complete()
-        waiting_since: float | None = None
+        waited = 0.0  # seconds
+        last: float | None = None  # when it was told to wait
         while True:
             await self._sending_done()
             connection = self._helper.connection
@@ -111,14 +114,16 @@ class HelperUpload:
                     self._upload_id, hashes.size, self._storage_index, hashes.crypttext_hash,
                     hashes.crypttext_root_hash))
             except Interrupted:
-                waiting_since = None
+                waited, last = 0.0, None
                 continue
             if answer.code != "waiting":
                 break
             now = self._clock.seconds()
-            waiting_since = now if waiting_since is None else waiting_since
-            if now - waiting_since > WAITING_PATIENCE:
-                raise Waiting(answer.number("have"), answer.number("need"), int(now - waiting_since))
+            if last is not None:  # in steps: the clock may be set
+                waited += min(max(0.0, now - last), WAITING_STEP_MAX)
+            last = now
+            if waited > WAITING_PATIENCE:
+                raise Waiting(answer.number("have"), answer.number("need"), int(waited))
             await deferLater(self._clock, WAITING_INTERVAL)
         self.check()  # fail() may have come meanwhile, or a wrong answer to a message
         self.outbox.all_acknowledged()

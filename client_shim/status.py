@@ -116,6 +116,8 @@ def _summary(status: dict[str, Any]) -> Iterator[str]:
     waiting = [f"{count} {what.replace('-', ' ')}" if what == "not-read-yet" else f"{count} for {what}"
                for what, count in status["waiting"].items() if count]
     quota = "no quota" if spool["quota"] is None else f"quota {abbreviate_space(spool['quota'])}"
+    if status.get("not-recording"):  # a helper of before says nothing
+        yield f"records: none can be written now ({_plain(status['not-recording'])}): new uploads are refused"
     yield f"uploads: {', '.join(states) or 'none'}"
     if waiting:
         yield f"waiting: {', '.join(waiting)}"

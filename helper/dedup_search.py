@@ -13,7 +13,7 @@ import attrs
 from allmydata import uri
 from allmydata.util.happinessutil import servers_of_happiness
 from twisted.internet.defer import Deferred, DeferredList
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 from helper.parameters import Parameters
@@ -61,20 +61,14 @@ class FileSearch:
         self._holders: set[bytes] = set()
         self._unanswered = 0
         self._failed = 0
-        self._reading = False
+        self._reading = self._over = False
+        self._timer: IDelayedCall | None = None
         self._result: Deferred[Found] = Deferred()
 
     def begin(self) -> Deferred[Found]:
         """Ask all servers. Never fails."""
-        timer = self._clock.callLater(max(0.0, self._deadline - self._clock.seconds()), self._end,
-                                      Found(Verdict.UNKNOWN))
-
-        def stop_timer(found: Found) -> Found:
-            if timer.active():
-                timer.cancel()
-            return found
-
-        self._result.addCallback(stop_timer)
+        left = max(0.0, self._deadline - self._clock.seconds())
+        self._timer = self._clock.callLater(left, self._end, Found(Verdict.UNKNOWN))
         self._unanswered = len(self._servers)
         for server in self._servers:
             server.shares_of(self._storage_index).addCallbacks(
@@ -83,8 +77,10 @@ class FileSearch:
         return self._result
 
     def give_up(self) -> None:
-        """The result is not wanted any more."""
-        self._end(Found(Verdict.UNKNOWN))
+        """The result is not wanted any more, and there will be none, unless there is one."""
+        self._over = True
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
 
     def _answered(self, shares: Mapping[int, ExistingShare], server: StorageServer) -> None:
         self._unanswered -= 1
@@ -102,7 +98,7 @@ class FileSearch:
     def _look(self) -> None:
         """Whether the answers so far decide. Most files are not there: that is known long before the slowest server
         has said so."""
-        if self._result.called or self._reading:
+        if self._over or self._reading:
             return
         if len(self._holders) + self._unanswered < self._parameters.happy:
             enough_failed = len(self._holders) + self._unanswered + self._failed >= self._parameters.happy
@@ -135,7 +131,8 @@ class FileSearch:
             self._end(Found(Verdict.WHOLE, ueb, homes))
 
     def _end(self, found: Found) -> None:
-        if not self._result.called:
+        if not self._over:
+            self.give_up()
             self._result.callback(found)
 
 

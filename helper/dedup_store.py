@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred, DeferredList
+from typing import TypeVar
+
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from helper.dedup_records import (
@@ -18,7 +20,9 @@ from helper.dedup_records import (
     place_of,
 )
 from helper.interfaces import RECORDS_TOLD_MAX
-from helper.ledger import Change, Ledger
+from helper.ledger import Change, Ledger, LedgerFailed
+
+T = TypeVar("T")
 
 #: Seconds for which a storage server keeps a share after its lease was made or renewed
 #: (allmydata.storage.server.DEFAULT_RENEWAL_TIME).
@@ -45,7 +49,9 @@ class SealedRecords:
 
     async def file(self, convergent_storage_index: bytes, record: SealedRecord) -> None:
         """Keep a record, in the place of the oldest if there are too many. Returns when that is durable; raises
-        LedgerFailed."""
+        LedgerFailed, at once while nothing can be recorded."""
+        if self._ledger.failing:
+            raise LedgerFailed(self._ledger.failing)
         place, now = place_of(convergent_storage_index), self._clock.seconds()
         changes = [Change(PUT_RECORD, [(place, record.storage_index, record.record, now, now + LEASE_DURATION)]),
                    Change(KEEP_NEWEST, [(place, place, RECORDS_TOLD_MAX)])]
@@ -76,25 +82,20 @@ class SealedRecords:
         return int(count)
 
     def _in_background(self, change: Change) -> None:
-        self._write(change).addErrback(lambda _failure: None)  # the ledger has failed, and uploads say so
+        if not self._ledger.failing:
+            self._write(change).addErrback(lambda failure: failure.trap(LedgerFailed) and None)
 
     def _write(self, *changes: Change) -> Deferred[None]:
-        """The changes are made one after the other; fires, or fails, with the last."""
+        """Fires when they are durable."""
         written: Deferred[None] = Deferred()
-        done: Deferred[None] = Deferred()
         self._unwritten.append(written)
 
-        def ended(results: list[tuple[bool, None]]) -> None:
+        def ended(result: T) -> T:
             self._unwritten.remove(written)
             written.callback(None)
-            succeeded, failure = results[-1]
-            if succeeded:
-                done.callback(None)
-            else:
-                done.errback(failure)  # type: ignore[arg-type]
+            return result
 
-        DeferredList([self._ledger.change(change) for change in changes], consumeErrors=True).addCallback(ended)
-        return done
+        return self._ledger.change(*changes).addBoth(ended)
 
 
 def _after(written: Deferred[None]) -> Deferred[None]:

@@ -133,7 +133,7 @@ class Abandoned:
 
 @attrs.frozen
 class IdleFor:
-    """No call has come for so many seconds."""
+    """No call has come for so many seconds; nor, once publication was decided, has any share come further."""
 
     seconds: int
     limit: int

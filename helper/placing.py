@@ -41,6 +41,14 @@ RETRY_INTERVAL = 5
 _ORDER_TAG = b"tahoe-stream order of servers v1:"
 
 
+def let_go_everywhere(grid: Grid, staging_secret: bytes, n: int) -> None:
+    """Remove whatever connected servers keep of the staged shares (N of them) of an upload that is over."""
+    target = Target(staging_secret)
+    for server in grid.servers_for(bytes(16)):
+        if server.stages:
+            server.let_go(target, range(n))
+
+
 class ShareHomes:
     """Keeps every share of `shares` on some server, as far as there are any.
 
@@ -147,11 +155,8 @@ class ShareHomes:
 
     def let_go_of_strays(self) -> None:
         """The upload is over: remove what an earlier run, killed before it could record that, had staged anywhere."""
-        if not self._had_earlier_run:
-            return
-        for server in self._grid.servers_for(self._any_order):
-            if server.stages:
-                server.let_go(self._target, [share.shnum for share in self._shares])
+        if self._had_earlier_run:
+            let_go_everywhere(self._grid, self._target.staging_secret, len(self._shares))
 
     # -- placing -----------------------------------------------------------------------------------------
 

@@ -44,15 +44,16 @@ ABANDON_PATIENCE = 5
 
 class SharePusher:
     """Places the shares of one upload and pushes them. Tells the session's events to `tell`, `on_homes` which
-    server (ID) each share is on whenever that changes, `on_settled` which shares were given up when all others are
-    closed, and `count` what adds to counters."""
+    server (ID) each share is on whenever that changes, `on_progress` when a share has come further than it ever was,
+    `on_settled` which shares were given up when all others are closed, and `count` what adds to counters."""
 
     log = Logger()
 
     def __init__(self, parameters: Parameters, pipeline: Pipeline, grid: Grid, policy: AllocationPolicy,
                  clock: IReactorTime, staging_secret: bytes, patience: Patience, random_below: Callable[[int], int],
                  tell: Callable[[object], None], on_homes: Callable[[Mapping[int, bytes]], None],
-                 count: Callable[[str, int], None], on_settled: Callable[[list[int]], None]) -> None:
+                 on_progress: Callable[[], None], count: Callable[[str, int], None],
+                 on_settled: Callable[[list[int]], None]) -> None:
         self._parameters = parameters
         self._pipeline = pipeline
         self._clock = clock
@@ -60,6 +61,7 @@ class SharePusher:
         self._random_below = random_below
         self._tell = tell
         self._on_homes = on_homes
+        self._on_progress = on_progress
         self._on_settled = on_settled
         self._shares = [Share(shnum) for shnum in range(parameters.n)]
         self._homes = ShareHomes(parameters, self._shares, pipeline, grid, policy, clock, staging_secret, patience,
@@ -182,6 +184,17 @@ class SharePusher:
         self._growth.grow_where_due()
         if self._storage_index is not None:
             self._end_shares(self._storage_index)
+        self._look_for_progress()
+
+    def _look_for_progress(self) -> None:
+        """What a share lost with its server and gained again is none: else servers that come and go were progress."""
+        on_its_way = False
+        for share in self._shares:
+            now = share.state is ShareState.CLOSED, self._position(share)
+            if now > share.furthest:
+                share.furthest, on_its_way = now, True
+        if on_its_way:
+            self._on_progress()
 
     def _tell_homes(self) -> None:
         homes = {s.shnum: s.server.server_id for s in self._shares if s.state in LIVE and s.server is not None}

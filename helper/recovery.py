@@ -18,8 +18,8 @@ from helper.spool import Spool, SpoolFile
 from helper.upload import Services, Upload
 from helper.upload_records import UploadRecord
 
-#: So many times the sweep interval an upload lives at least after a start, however long ago somebody called for it by
-#: the clock: the clock may have been set meanwhile, and its client be about to come back.
+#: So many times the sweep interval an upload lives at least after a start, however long ago somebody called for it:
+#: its client may be about to come back.
 GRACE = 6
 
 _ENDED = frozenset(state.value for state in ENDED)
@@ -73,11 +73,10 @@ class Recovery:
 
     def _found(self, record: UploadRecord, has_file: bool) -> Upload:
         upload = Upload(record, self._services)
-        now = self._services.clock.seconds()
-        age = max(0.0, now - record.touched)
+        age = max(0.0, self._services.uptime.seconds - record.wanted_at)
         over = record.state in _ENDED or record.state == State.FINISHED.value
         settings = self._services.settings
-        limit = settings.idle_expiry if has_file else settings.empty_expiry
+        limit = settings.idle_expiry if has_file or record.finish is not None else settings.empty_expiry
         most = max(0.0, limit - GRACE * settings.sweep_interval)
         upload.idle, upload.over_for = (0.0, age) if over else (min(age, most), 0.0)
         if record.state in _ENDED or (over and not has_file):
@@ -107,9 +106,7 @@ class Recovery:
         error = errors.fault_of(failure.value)
         if not isinstance(failure.value, errors.StreamingError):
             self.log.failure("upload {upload} could not be resumed", failure, upload=upload.short)
-        self._services.room.release(upload.name)
-        upload.resume_without_spool(error)
-        upload.when_end_recorded(lambda: self._remove(upload.name))
+        upload.resume_without_spool(error, lambda: self._remove(upload.name))
 
     def _remove(self, name: str) -> None:
         if name in self._spool.names():

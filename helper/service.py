@@ -68,8 +68,8 @@ class StreamingHelperService(Service):
         self._disk_threads = ThreadPool(1, DISK_THREADS, "streaming helper disk")
         self._encoding_threads = ThreadPool(1, ENCODING_THREADS, "streaming helper encoding")
         self._spool = Spool(directory / SPOOL_DIRECTORY, partial(deferToThreadPool, reactor, self._disk_threads))
-        self._ledger_file = LedgerFile(directory / STREAMING_DIRECTORY / LEDGER_NAME)
-        self._ledger = Ledger(self._ledger_file, partial(deferToThreadPool, reactor, self._disk_threads))
+        self._ledger = Ledger(LedgerFile(directory / STREAMING_DIRECTORY / LEDGER_NAME),
+                              partial(deferToThreadPool, reactor, self._disk_threads), reactor)
         self._grid = grid
         self._introducer_clients = introducer_clients
         self.uploads = Uploads(settings, self._spool, self._ledger, grid, reactor,
@@ -79,12 +79,11 @@ class StreamingHelperService(Service):
     def startService(self) -> None:
         """Take the spool and the ledger. Raises SpoolLocked if another process has them, LedgerUnusable."""
         self._spool.start()
-        self._ledger.open()
-        records = self._ledger_file.all()
+        recorded = self._ledger.open()
         self._disk_threads.start()
         self._encoding_threads.start()
         self._grid.follow(self._introducer_clients)
-        self.uploads.start(records)
+        self.uploads.start(recorded)
         self._giving_back.start(free_memory.INTERVAL, now=False)
         super().startService()
 

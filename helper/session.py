@@ -76,7 +76,7 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.OPEN: frozenset({State.COMPLETING, State.DEDUPLICATED, State.ABORTED, State.FAILED, State.EXPIRED}),
     State.COMPLETING: frozenset({State.OPEN, State.READY, State.ABORTED, State.FAILED}),
     State.READY: frozenset({State.PUBLISHING, State.ABORTED, State.FAILED}),
-    State.PUBLISHING: frozenset({State.FINISHED}),
+    State.PUBLISHING: frozenset({State.FINISHED, State.EXPIRED}),
     State.FINISHED: frozenset(),
     State.DEDUPLICATED: frozenset(),
     State.ABORTED: frozenset(),
@@ -483,8 +483,9 @@ class Session:
         return [Reply(call, {"state": self.state.value}) for call in calls]
 
     def _idle_for(self, event: IdleFor) -> list[Command]:
-        limit = event.limit if self.received else event.limit_if_empty
-        if self.state is not State.OPEN or event.seconds < limit:
+        publishing = self.state is State.PUBLISHING  # what was there may not be readable any more
+        limit = event.limit if self.received or publishing else event.limit_if_empty
+        if not (publishing or self.state is State.OPEN) or event.seconds < limit:
             return []
         return self._end(State.EXPIRED, errors.Expired(event.seconds))
 

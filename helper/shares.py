@@ -58,6 +58,7 @@ class Share:
     sealed_here: bool = False  # this run of the helper has asked for it: what is prepared is of this very file
     segments_before: int = 0  # acknowledged by the server before it went away
     tried: set[bytes] = attrs.field(factory=set)  # servers that this share was lost on
+    furthest: tuple[bool, int] = (False, 0)  # whether it was ever closed, and the furthest that it came; in this run
 
     def leave(self, state: ShareState) -> ShareSink | None:
         """Forget the present home; returns its sink."""

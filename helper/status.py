@@ -59,7 +59,7 @@ class UploadStatus:
 @attrs.frozen
 class HelperStatus:
     """A helper at one moment. `states` counts all uploads, those that are not listed included; `on_disk` is what the
-    spool's files take, `servers` those that could take a share now."""
+    spool's files take, `servers` those that could take a share now. `not_recording`: why nothing can be recorded."""
 
     uploads: tuple[UploadStatus, ...]
     not_listed: int
@@ -69,6 +69,7 @@ class HelperStatus:
     on_disk: int
     servers: int
     staging_servers: int
+    not_recording: str = ""
 
 
 def snapshot(uploads: Uploads, live_max: int = LIVE_MAX, ended_max: int = ENDED_MAX) -> HelperStatus:
@@ -83,7 +84,7 @@ def snapshot(uploads: Uploads, live_max: int = LIVE_MAX, ended_max: int = ENDED_
     return HelperStatus(
         tuple(_upload(upload, uploads) for upload in listed), len(live) + len(ended) - len(listed),
         _states(uploads), _waiting(uploads), uploads.room.status(), uploads.spool_on_disk,
-        len(servers), sum(server.stages for server in servers))
+        len(servers), sum(server.stages for server in servers), uploads.not_recording)
 
 
 def _first(uploads: list[Upload], most: int) -> list[Upload]:
@@ -162,6 +163,7 @@ def as_json(status: HelperStatus) -> dict[str, Any]:
         "waiting": {what.replace(" ", "-"): count for what, count in status.waiting.items()},
         "spool": {**_dashed(room), "on-disk": status.on_disk},
         "servers": {"connected": status.servers, "staging": status.staging_servers},
+        "not-recording": status.not_recording,
     }
 
 

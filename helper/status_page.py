@@ -90,7 +90,9 @@ def summary(status: HelperStatus) -> list[str]:
         f"{count} {what}" if what == "not read yet" else f"{count} for {what}"
         for what, count in status.waiting.items() if count)
     free, left_free = abbreviate_space(room.disk_free), abbreviate_space(room.disk_left_free)
+    why = status.not_recording
     return [
+        *([f"Nothing can be recorded now ({why}): new uploads are refused"] if why else []),
         f"Uploads: {states or 'none'}",
         f"Waiting: {waiting or 'none'}",
         f"Spool: {abbreviate_space(room.stored)} stored, {abbreviate_space(room.reserved)} reserved, {quota}",

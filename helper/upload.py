@@ -21,6 +21,7 @@ from helper.parameters import Parameters
 from helper.pauses import SERVERS, Pauses
 from helper.pipeline import Pipeline
 from helper.placement import AllocationPolicy
+from helper.placing import let_go_everywhere
 from helper.pushing import SharePusher
 from helper.room import SpoolRoom
 from helper.session import ENDED, Limits, Session, State
@@ -29,6 +30,7 @@ from helper.shares import ShareStatus
 from helper.sinks import Grid, StorageServer
 from helper.spool import RunInThread, SpoolFile
 from helper.upload_records import SECRET_SIZE, Finish, UploadRecord
+from helper.uptime import Uptime
 
 
 @attrs.frozen
@@ -58,6 +60,7 @@ class Services:
     room: SpoolRoom
     memory: BlockMemory
     count: Callable[[str, int], None]
+    uptime: Uptime
 
 
 @attrs.frozen
@@ -77,7 +80,7 @@ class Upload:
     def __init__(self, record: UploadRecord, services: Services) -> None:
         self.name = record.name
         self.short = record.name[:8]  # for logs
-        #: Seconds since somebody last called for it; counted by the sweeper, so that no clock that jumps ends it.
+        #: Seconds of the helper's uptime since somebody last called for it; counted by the sweeper.
         self.idle = 0.0
         self.over_for = 0.0  # seconds since it ended, counted in the same way
         self.asked_at = record.touched  # when somebody last called for it; only to be shown
@@ -96,6 +99,7 @@ class Upload:
         self._stopped = False
         self._pauses = Pauses(self.short, services.clock, self._what_it_waits_for)
         self._working: _Work | None = None
+        self._remove_unread: Callable[[], None] = lambda: None
         self._abandoned: Deferred[None] | None = None
         self._end_recorded: Deferred[bool] = succeed(True)
 
@@ -106,7 +110,7 @@ class Upload:
         policy = AllocationPolicy(p.k, p.n, p.max_segment_size, s.settings.first_bound)
         pusher = SharePusher(
             p, pipeline, s.grid, policy, s.clock, self._record.staging_secret, s.settings.patience, secrets.randbelow,
-            self.tell, self._homes_changed, s.count, self._settled)
+            self.tell, self._homes_changed, self._shares_progress, s.count, self._settled)
         self._working = _Work(spool_file, pipeline, pusher)
 
     def resume(self, spool_file: SpoolFile) -> None:
@@ -121,12 +125,16 @@ class Upload:
         work.pusher.set_durable(spool_file.durable)
         self.tell(self._resumed(spool_file.durable, r.error, unplaced=True))
 
-    def resume_without_spool(self, error: errors.StreamingError | None) -> None:
-        """One of an earlier run of which only the result is left, or nothing: `error` says why."""
+    def resume_without_spool(self, error: errors.StreamingError | None,
+                             remove_spool: Callable[[], None] = lambda: None) -> None:
+        """One of an earlier run of which only the result is left, or nothing: `error` says why. `remove_spool`
+        removes a spool file that cannot be used; it is called when the end of the upload is recorded."""
+        self._remove_unread = remove_spool
         self.tell(self._resumed(0, error, unplaced=False))
         if self.session.state.value != self._record.state:
             self._services.count(self.session.state.value, 1)
             self._end_recorded = self._whether_recorded(self.save())
+        self.when_end_recorded(self._remove_spool)
 
     def _resumed(self, durable: int, error: errors.StreamingError | None, unplaced: bool) -> events.Resumed:
         r, f = self._record, self._record.finish
@@ -168,8 +176,9 @@ class Upload:
     # -- calls -------------------------------------------------------------------------------------------
 
     def asked(self) -> None:
-        """Somebody called for it."""
-        self.idle = 0.0
+        """Somebody called for it. No call helps one that cannot be published any more: it expires (§6.2)."""
+        if self.session.error is None:
+            self.idle = 0.0
         self.asked_at = self._services.clock.seconds()
 
     def call(self, make_event: Callable[[int], object]) -> Deferred[Answered]:
@@ -217,12 +226,13 @@ class Upload:
     def save(self) -> Deferred[None]:
         """Record the upload as it is; fires when that is durable."""
         s = self.session
-        now = self._services.clock.seconds()
+        now, uptime = self._services.clock.seconds(), self._services.uptime.seconds
         if s.state in ENDED:
             self._record = attrs.evolve(self._record, state=s.state.value, error=s.error, touched=now,
-                                        storage_index=s.adopted_index or self._record.storage_index)
+                                        wanted_at=uptime, storage_index=s.adopted_index or self._record.storage_index)
         elif self._record.state == State.OPEN.value:  # up to the decision to publish it is open, for a restart
-            self._record = attrs.evolve(self._record, storage_index=s.assigned_index, touched=now - self.idle)
+            self._record = attrs.evolve(self._record, storage_index=s.assigned_index, touched=now - self.idle,
+                                        wanted_at=max(0.0, uptime - self.idle))
         return self._services.ledger.write(self._record)
 
     def _save_in_background(self) -> None:
@@ -256,8 +266,8 @@ class Upload:
                     self._carry_out(command)
         finally:
             self._handling = False
-        if self.waits_for == SERVERS and not self._stopped:
-            self._pauses.waits(SERVERS)
+        if self.waits_for and not self._stopped:
+            self._pauses.waits(self.waits_for)
 
     def _changed_from(self, before: State) -> None:
         s = self.session
@@ -307,9 +317,7 @@ class Upload:
             case events.RecordResult():
                 self._record_result()
             case events.AbandonShares():
-                self._work.pipeline.stop()
-                self._abandoned = self._work.pusher.abandon()
-                self._abandoned.addCallback(lambda _ignored: self.tell(events.Abandoned()))
+                self._abandon()
             case events.DropSpool():
                 self._drop_spool()
 
@@ -321,31 +329,38 @@ class Upload:
         self._record = attrs.evolve(
             self._record, state=State.PUBLISHING.value, storage_index=finish.storage_index, ueb=self.session.ueb,
             finish=Finish(finish.size, finish.crypttext_hash, finish.crypttext_root_hash),
-            touched=self._services.clock.seconds())
+            touched=self._services.clock.seconds(), wanted_at=self._services.uptime.seconds)
         self._services.ledger.write(self._record).addCallbacks(
             lambda _none: self.tell(events.PublishRecorded()),
             lambda failure: self.tell(events.Failed(errors.fault_of(failure.value))))
 
     def _record_result(self) -> None:
-        """If it cannot be recorded that is no reason not to answer: after a restart the upload is published again."""
-        self._record = attrs.evolve(self._record, state=State.FINISHED.value)
-        self._end_recorded = self._whether_recorded(self._services.ledger.write(self._record))
+        """If it cannot be recorded now that is no reason not to answer: after a restart it would be published again."""
+        self._record = attrs.evolve(self._record, state=State.FINISHED.value, wanted_at=self._services.uptime.seconds)
+        recorded = self._services.ledger.write(self._record)
+        self._services.ledger.unless_failing(recorded).addBoth(lambda _result: self.tell(events.ResultRecorded()))
+        self._end_recorded = self._whether_recorded(recorded)
 
-        def answer(recorded: bool) -> bool:
-            self.tell(events.ResultRecorded())
-            return recorded
-
-        self._end_recorded.addCallback(answer)
+    def _abandon(self) -> None:
+        if self._working is not None:
+            self._working.pipeline.stop()
+            self._abandoned = self._working.pusher.abandon()
+        else:  # what was prepared is still staged
+            record = self._record
+            self._abandoned = succeed(None)
+            let_go_everywhere(self._services.grid, record.staging_secret, record.parameters.n)
+        self._abandoned.addCallback(lambda _ignored: self.tell(events.Abandoned()))
 
     def _drop_spool(self) -> None:
-        spool = self._work.spool
-
-        def drop() -> None:
-            spool.drop()
-            self._services.room.release(self.name)
-
         self._unstored.clear()
-        self.when_end_recorded(drop)
+        self.when_end_recorded(self._remove_spool)
+
+    def _remove_spool(self) -> None:
+        if self._working is not None:
+            self._working.spool.drop()
+        else:
+            self._remove_unread()
+        self._services.room.release(self.name)
 
     def end_recorded(self) -> Deferred[None]:
         """Fires once it is recorded that the upload has ended, or cannot be."""
@@ -402,6 +417,11 @@ class Upload:
         self._record = attrs.evolve(self._record, homes=homes)
         self._save_in_background()
 
+    def _shares_progress(self) -> None:
+        """Publication gets on. Before it was decided, pushing is no sign that somebody wants the upload."""
+        if self.session.state is State.PUBLISHING:
+            self.idle = 0.0
+
     def _pipeline_failed(self, failure: Failure) -> None:
         self.log.failure("upload {upload} failed", failure, upload=self.short)
         self.tell(events.Failed(errors.fault_of(failure.value)))
@@ -446,21 +466,33 @@ class Upload:
 
     @property
     def waits_for(self) -> str:
-        """What keeps received bytes from becoming durable: room, disk, servers, or nothing ("")."""
+        """What keeps received bytes from becoming durable, or the upload from being published: room, disk, servers, or
+        nothing ("")."""
         if self.session.state in ENDED:
             return ""
         if self._disk_full is not None:
             return f"disk: {self._disk_full}"
+        if self._services.ledger.failing and self.session.state is State.READY:
+            return f"disk: {self._services.ledger.failing}"
         return "room" if self._unstored else SERVERS if self.session.paused else ""
 
     def _what_it_waits_for(self) -> str:
         if self.waits_for == SERVERS:
             s = self.session
             return f"storage servers: {s.durable - s.pushed} of {s.durable} bytes are not on enough of them"
+        if self._disk_full is None and self.session.state is State.READY:
+            return f"the disk of its records, {self._services.ledger.failing}"
         room = self._services.room.status()
         what = "room in the spool" if self._disk_full is None else f"the spool's disk, {self._disk_full}"
         return (f"{what}: {room.stored + room.reserved} bytes are used or reserved, {room.disk_free} are free on "
                 "its disk")
+
+    def ledger_changed(self) -> None:
+        """Records cannot be written, or can be written again."""
+        if self.waits_for:
+            self._pauses.waits(self.waits_for)
+        elif not self.over:
+            self._pauses.got_on("")
 
     def stop(self) -> None:
         """The helper stops: refuse what is asked; shares and spool stay as they are for the next run."""
@@ -484,12 +516,11 @@ class Upload:
         """Nobody can ask for the result any more: let go of whatever is still under way for it."""
         if self._working is not None:
             self._working.pipeline.stop()
-            self._working.spool.drop()
-            self._services.room.release(self.name)
+            self._remove_spool()
             if self._abandoned is None:
                 self._abandoned = self._working.pusher.abandon()
 
 
-def new_record(name: str, parameters: Parameters, now: float) -> UploadRecord:
+def new_record(name: str, parameters: Parameters, now: float, uptime: float) -> UploadRecord:
     """The record of an upload that begins."""
-    return UploadRecord(name, parameters, State.OPEN.value, secrets.token_bytes(SECRET_SIZE), now, now)
+    return UploadRecord(name, parameters, State.OPEN.value, secrets.token_bytes(SECRET_SIZE), now, now, uptime)

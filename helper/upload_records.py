@@ -35,8 +35,9 @@ class UploadRecord:
     """One upload.
 
     `servers` are the IDs of storage servers as they were told to the client; `order` are indices of them. `homes` says
-    on which server each share was last. `opened` and `touched` are seconds since the epoch. `error` is why an upload
-    ended without a result; errors of one code are one class here (SpoolDamaged comes back as SpoolFailed).
+    on which server each share was last. `opened` and `touched` are seconds since the epoch, and only shown;
+    `wanted_at` is the helper's uptime (uptime.py) when somebody last called for it, or it ended. `error` is why an
+    upload ended without a result; errors of one code are one class here (SpoolDamaged comes back as SpoolFailed).
     """
 
     name: str
@@ -45,6 +46,7 @@ class UploadRecord:
     staging_secret: bytes = attrs.field(repr=False)
     opened: float
     touched: float
+    wanted_at: float = 0.0
     servers: tuple[bytes, ...] = ()
     order: tuple[int, ...] | None = None
     homes: Mapping[int, bytes] = attrs.field(factory=dict)
@@ -79,10 +81,17 @@ CREATE TABLE uploads (
 ) WITHOUT ROWID
 """
 
+#: Another: the helper's uptime (uptime.py) as it was written down last.
+ADD_UPTIME = (
+    "ALTER TABLE uploads ADD COLUMN wanted_at REAL NOT NULL DEFAULT 0",
+    "CREATE TABLE helper (uptime REAL NOT NULL)",
+    "INSERT INTO helper VALUES (0)",
+)
+
 #: In the order of `row_of`.
 COLUMNS = ("name", "k", "happy", "n", "max_segment_size", "size", "state", "staging_secret", "opened", "touched",
            "servers", "server_order", "homes", "storage_index", "finish_size", "crypttext_hash",
-           "crypttext_root_hash", "ueb", "error")
+           "crypttext_root_hash", "ueb", "error", "wanted_at")
 
 _NAMES = ", ".join(COLUMNS)
 #: Add or replace the upload of a row.
@@ -99,7 +108,8 @@ def row_of(record: UploadRecord) -> tuple[Any, ...]:
     row = (record.name, p.k, p.happy, p.n, p.max_segment_size, p.size, record.state, record.staging_secret,
            record.opened, record.touched, json.dumps([s.hex() for s in record.servers]), order,
            json.dumps({shnum: s.hex() for shnum, s in record.homes.items()}), record.storage_index,
-           f and f.size, f and f.crypttext_hash, f and f.crypttext_root_hash, record.ueb, error)
+           f and f.size, f and f.crypttext_hash, f and f.crypttext_root_hash, record.ueb, error,
+           record.wanted_at)
     record_of(row)  # with one bad row the helper could not start again
     return row
 
@@ -107,12 +117,12 @@ def row_of(record: UploadRecord) -> tuple[Any, ...]:
 def record_of(row: tuple[Any, ...]) -> UploadRecord:
     """The record in a row of COLUMNS. Raises ValueError if there is none in it."""
     (name, k, happy, n, max_segment_size, size, state, staging_secret, opened, touched, servers, order, homes,
-     storage_index, finish_size, crypttext_hash, crypttext_root_hash, ueb, error) = row
+     storage_index, finish_size, crypttext_hash, crypttext_root_hash, ueb, error, wanted_at) = row
     try:
         wire = {b"k": k, b"happy": happy, b"n": n, b"max-segment-size": max_segment_size}
         record = UploadRecord(
             name, Parameters.from_wire(wire if size is None else {**wire, b"size": size}), state, staging_secret,
-            opened, touched, tuple(bytes.fromhex(s) for s in json.loads(servers)),
+            opened, touched, wanted_at, tuple(bytes.fromhex(s) for s in json.loads(servers)),
             None if order is None else tuple(json.loads(order)),
             {int(shnum): bytes.fromhex(s) for shnum, s in json.loads(homes).items()}, storage_index,
             None if finish_size is None else Finish(finish_size, crypttext_hash, crypttext_root_hash), ueb,
@@ -135,6 +145,8 @@ def _check(record: UploadRecord) -> None:
         raise ValueError(f"state: expected one of {', '.join(STATES)}, got {record.state!r}")
     if record.order is not None and not all(i in range(len(record.servers)) for i in record.order):
         raise ValueError(f"order: expected indices of {len(record.servers)} servers, got {record.order}")
+    if not (isinstance(record.wanted_at, float) and 0 <= record.wanted_at < float("inf")):
+        raise ValueError(f"wanted_at: expected seconds, got {record.wanted_at}")
     _check_length("name", record.name, str, NAME_LENGTH)
     _check_length("staging_secret", record.staging_secret, bytes, SECRET_SIZE)
     if record.storage_index is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -15,7 +16,7 @@ from helper.block_memory import BlockMemory
 from helper.dedup import Deduplication
 from helper.dedup_store import SealedRecords
 from helper.interfaces import SEEDS_MAX, STORAGE_INDEX_SIZE, UPLOAD_ID_SIZE
-from helper.ledger import Ledger
+from helper.ledger import Ledger, LedgerFailed, Recorded
 from helper.parameters import Parameters
 from helper.placement import staging_suffices
 from helper.pushing import ABANDON_PATIENCE
@@ -26,7 +27,7 @@ from helper.settings import Settings
 from helper.sinks import Grid, StorageServer
 from helper.spool import RunInThread, Spool
 from helper.upload import Answered, Services, Upload, hashed_name, new_record
-from helper.upload_records import UploadRecord
+from helper.uptime import Uptime
 
 #: Ended uploads whose result can still be asked for; the oldest are forgotten first.
 REMEMBERED_MAX = 10_000
@@ -45,15 +46,17 @@ class Uploads:
         self._grid = grid
         self._clock = clock
         self._room = SpoolRoom(settings.room_limits, spool.free, clock)
+        self._uptime = Uptime(clock, 2.0 * settings.sweep_interval)
         self._services = Services(settings, grid, ledger, clock, encode_in_thread, self._room, BlockMemory(),
-                                  self._count)
+                                  self._count, self._uptime)
         self._recovery = Recovery(spool, self._services)
         self._dedup = Deduplication(grid, SealedRecords(ledger, clock, settings.sealed_records_max), clock,
                                     settings.look_up_patience, self._being_placed, self._count)
+        ledger.on_change = self._ledger_changed
         self._by_name: OrderedDict[str, Upload] = OrderedDict()
         self._by_index: dict[bytes, Upload] = {}
         self._stopping = False
-        self._started = self._swept = clock.seconds()
+        self._started = clock.seconds()
         self._sweeper = LoopingCall(self._sweep)
         self._sweeper.clock = clock
         #: Since the helper's start.
@@ -62,10 +65,11 @@ class Uploads:
             "shares_lost", "shares_rehomed", "servers_stalled", "deduplicated", "looked_up", "deduplicated_existing",
             "deduplicated_streamed_before", "records_left"), 0)
 
-    def start(self, records: list[UploadRecord]) -> None:
+    def start(self, recorded: Recorded) -> None:
         """The node starts, with what the run before has recorded. Begin to look for uploads that have expired."""
-        self._started = self._swept = self._clock.seconds()
-        for upload in self._recovery.find(records):
+        self._started = self._clock.seconds()
+        self._uptime.begin(recorded.uptime)
+        for upload in self._recovery.find(recorded.uploads):
             self._by_name[upload.name] = upload
             self._claim_for(upload)
         self.counters["resumed"] = len(self._recovery.waiting)
@@ -137,17 +141,27 @@ class Uploads:
         upload.asked()
         if not upload.permutation_seeds:  # of an earlier run
             upload.told_servers(_fitting(self._grid.servers_for(bytes(16))))
-        try:
-            await upload.save()
-        except errors.StreamingError as e:
-            if new:  # the next run would not know it, so nothing may be acknowledged
-                upload.tell(events.Failed(e))
-                self._by_name.pop(name, None)
-            raise
+        await self._record_open(upload, new)
         status = upload.status()
         return Answered({**status.fields, "largest-message": self._settings.largest_message,
                          "quota": self._room.upload_quota, "servers": self._grid.writable_count(),
                          "permutation-seeds": upload.permutation_seeds}, status.shares)
+
+    async def _record_open(self, upload: Upload, new: bool) -> None:
+        recorded = upload.save()
+        try:
+            if new:
+                soon = self._ledger.unless_failing(recorded)
+                recorded.addErrback(lambda _failure: None)
+                await soon
+            else:
+                await recorded
+        except errors.StreamingError as e:
+            self._check_running()
+            if new:  # the next run would not know it, so nothing may be acknowledged
+                upload.tell(events.Failed(e))
+                self._by_name.pop(upload.name, None)
+            raise
 
     def _new(self, name: str, parameters: Parameters, servers: int) -> Upload:
         self._check_running()
@@ -156,9 +170,11 @@ class Uploads:
             raise errors.TooManyUploads(self._settings.uploads_max)
         if servers < parameters.happy:
             raise errors.TooFewServers(servers, parameters.happy)
+        if self._ledger.failing:
+            raise LedgerFailed(self._ledger.failing)
         self._room.admit(name, parameters.size)
         known = _fitting(self._grid.servers_for(bytes(16)))
-        upload = Upload(new_record(name, parameters, self._clock.seconds()), self._services)
+        upload = Upload(new_record(name, parameters, self._clock.seconds(), self._uptime.seconds), self._services)
         upload.told_servers(known)
         upload.begin(self._spool.file(name, upload.stored, upload.store_failed, upload.disk_full))
         self._by_name[name] = upload
@@ -232,9 +248,10 @@ class Uploads:
             await self._dedup.keep(upload, storage_index)
         answered = await upload.call(lambda call: events.AdoptReceived(call, storage_index))
         self._dedup.taken(upload, storage_index)
-        # The other file is complete, so that is no reason not to answer if it cannot be recorded: this one is then
-        # open for the next run, and expires.
-        await upload.end_recorded()
+        with contextlib.suppress(LedgerFailed):
+            # The other file is complete, so that is no reason not to answer if it cannot be recorded now: this upload
+            # is then open for the next run, and expires.
+            await self._ledger.unless_failing(upload.end_recorded())
         return answered
 
     async def leave_record(self, upload_id: bytes, convergent_storage_index: bytes, record: bytes) -> Answered:
@@ -290,19 +307,29 @@ class Uploads:
             return None
         return upload.session.ueb if self._room.stored(upload.name) else None
 
+    @property
+    def not_recording(self) -> str:
+        """Why nothing can be recorded at present; empty if it can."""
+        return self._ledger.failing
+
+    def _ledger_changed(self) -> None:
+        for upload in list(self._by_name.values()):
+            if upload not in self._recovery.waiting:
+                upload.ledger_changed()
+
     def _count(self, name: str, increment: int) -> None:
         self.counters[name] += increment
 
     def _sweep(self) -> Deferred[None]:
-        now, settings = self._clock.seconds(), self._settings
-        # A clock that was set, or a machine that slept, must not end anything at once.
-        elapsed = min(max(0.0, now - self._swept), 2.0 * settings.sweep_interval)
-        self._swept = now
+        if self._ledger.failing:  # what nobody could write down has not been
+            self._uptime.pause()
+            return succeed(None)
+        elapsed = self._uptime.step()
         gone: list[Upload] = []
         for upload in self._by_name.values():
             if upload not in self._recovery.waiting:
                 upload.time_passes(elapsed)
-            if upload.over and upload.over_for > settings.result_retention:
+            if upload.over and upload.over_for > self._settings.result_retention:
                 gone.append(upload)
         over = [u for u in self._by_name.values() if u.over and u not in gone]
         gone += over[:max(0, len(over) - REMEMBERED_MAX)]
@@ -313,7 +340,8 @@ class Uploads:
                           if u.storage_index == si and (not u.over or self._room.stored(u.name))}
         self._dedup.sweep()
         touched = [u.name for u in self._by_name.values() if not u.over and u.idle <= elapsed]
-        recorded = DeferredList([self._ledger.remove([u.name for u in gone]), self._ledger.touch(touched, now)],
+        recorded = DeferredList([self._ledger.remove([u.name for u in gone]),
+                                 self._ledger.touch(touched, self._clock.seconds(), self._uptime.seconds)],
                                 consumeErrors=True)
         return recorded.addCallback(lambda _results: None)
 

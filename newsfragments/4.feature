@@ -10,3 +10,7 @@ they were, and an upload whose publication was decided is published.
 A storage server that hangs, is slow, full or gone delays no upload; its shares find other homes in seconds.
 The helper's spool has quotas and leaves disk space free; an upload for which there is no room waits, or is refused with
 numbers when it is opened (settings spool-quota, upload-quota, free-disk in streaming.cfg).
+Time in which the helper is down does not count towards the expiry of its uploads. An upload that was to be published and
+never can be, since its servers or its ciphertext are lost, expires like any other.
+A helper whose ledger cannot be written, since its disk is full or fails, says so in its log and status, lets uploads wait
+that need it, and goes on by itself when it can; before, it had to be restarted.

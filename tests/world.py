@@ -6,12 +6,13 @@ should run in one runs in a later turn of the Clock. So every run of a test is t
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +35,7 @@ from client_shim.helper_edge import HelperAnswer, _decode
 from client_shim.upload import StreamingUpload
 from helper.foolscap_edge import StreamingHelper, WireAnswer
 from helper.interfaces import LARGEST_MESSAGE, RIStreamingHelper
-from helper.ledger import LEDGER_NAME, Ledger, LedgerFile
+from helper.ledger import LEDGER_NAME, Change, Ledger, LedgerFile, Recorded
 from helper.parameters import Parameters
 from helper.settings import Settings
 from helper.spool import RunInThread, Spool
@@ -198,6 +199,24 @@ class WireLink:
             d.callback(answer)
 
 
+class BreakableLedgerFile(LedgerFile):
+    """A ledger on a disk that fails, with `error`, while that is set."""
+
+    error: Exception | None = None
+
+    def apply(self, changes: Iterable[Change]) -> None:
+        self._check()
+        super().apply(changes)
+
+    def reopen(self) -> Recorded:
+        self._check()
+        return super().reopen()
+
+    def _check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
 @implementer(IReactorTime)
 class ProcessClock:
     """The time of one process, which stands still for it when it has ended."""
@@ -258,12 +277,12 @@ class World:
         in_thread = partial(self.in_thread, process=self.process)
         self.spool = Spool(self.directory / "spool", in_thread, self.system)
         self.spool.start()
-        self._ledger_file = LedgerFile(self.directory / LEDGER_NAME)
-        self.ledger = Ledger(self._ledger_file, in_ledger_thread or in_thread)
-        self.ledger.open()
+        self._ledger_file = BreakableLedgerFile(self.directory / LEDGER_NAME)
+        self.ledger = Ledger(self._ledger_file, in_ledger_thread or in_thread, self.process)
+        recorded = self.ledger.open()
         self.uploads = Uploads(self.settings, self.spool, self.ledger, self.grid.seen_by(self.process), self.process,
                                in_thread)
-        self.uploads.start(self._ledger_file.all())
+        self.uploads.start(recorded)
         self.edge = StreamingHelper(self.uploads)
 
     def stop(self) -> None:
@@ -378,16 +397,16 @@ class World:
         return link
 
     def upload(self, parameters: Parameters, link: WireLink | None = None, key: bytes | None = KEY,
-               **options: Any) -> StreamingUpload:
+               clock: IReactorTime | None = None, **options: Any) -> StreamingUpload:
         """A client's upload through `link` (default: a new one, and another whenever that is cut); with `key` None
-        under one of its own."""
+        under one of its own; its process may have a `clock` of its own."""
 
         async def connect() -> WireLink:
             if self.process.ended:
                 raise HelperUnreachable("ConnectionRefusedError")
             return link or self.link()
 
-        return StreamingUpload(connect, parameters, self.clock, key=key, **options)
+        return StreamingUpload(connect, parameters, clock or self.clock, key=key, **options)
 
     def put(self, data: bytes, parameters: Parameters, link: WireLink | None = None, key: bytes = KEY,
             write_size: int = 1000) -> bytes:
@@ -398,6 +417,14 @@ class World:
         """The one upload that the helper knows."""
         (upload,) = self.uploads._by_name.values()
         return upload
+
+    def break_ledger(self, error: Exception | None = None) -> None:
+        """Nothing can be recorded from now on."""
+        self._ledger_file.error = error or OSError(errno.ENOSPC, "full")
+
+    def mend_ledger(self) -> None:
+        """Its disk is well again, and the helper will find out."""
+        self._ledger_file.error = None
 
     def records(self) -> list[UploadRecord]:
         """What the ledger has of uploads, durably."""

@@ -39,6 +39,7 @@ class Client:
         self.seen: object = None  # of its upload in the helper, when it was looked last
         self.opened = False  # the helper has answered `open`
         self.decided = False  # a share was published
+        self.called_for = 0.0  # how long the helper had run when it last was seen not to count its upload as idle
         self.aborting = self.died = self.garbled = False
         self.refusals: list[str] = []
         self.cap: bytes | None = None

@@ -41,9 +41,10 @@ class FaultKind(enum.Enum):
     DISK_NAME_SYNC_FAILS = "a sync of the spool's directory fails (EIO)"
     SHORT_WRITES = "the disk takes a byte at a time, or a few"
     DISK_SLOW = "what is asked of threads takes long"
-    LEDGER_FAILS = "the ledger fails (EIO); its helper is restarted"
+    LEDGER_FAILS = "the ledger fails (EIO), for a while"
     HELPER_STOPPED = "the helper is stopped in good order, and started"
     HELPER_KILLED = "the helper is killed, and started"
+    HELPER_AWAY = "the helper is killed, and days later by its clock it is started"
     HELPER_KILLED_IN_CALL = "the helper is killed in the middle of what a thread does, and started"
     POWER_FAILS = "the helper's machine loses its power, and starts again"
     POWER_FAILS_IN_CALL = "the same in the middle of what a thread does"
@@ -185,6 +186,14 @@ def _kill(power: bool) -> Inject:
     return inject
 
 
+def _away(world: SimulatedWorld, planned: Planned) -> None:
+    """For its clients it is soon back: they would not wait so long, and to the helper it is the same."""
+    if world.running:
+        world.fired(planned)
+        world.kill(away=30 * planned.amount)
+        world.go_by_unseen(10 * DAY * planned.amount)
+
+
 def _kill_in_call(power: bool) -> Inject:
     def inject(world: SimulatedWorld, planned: Planned) -> None:
         world.kill_in_call(planned, power, away=30 * planned.amount)
@@ -244,6 +253,7 @@ INJECT: Mapping[FaultKind, Inject] = {
     FaultKind.LEDGER_FAILS: _ledger_fails,
     FaultKind.HELPER_STOPPED: _stop,
     FaultKind.HELPER_KILLED: _kill(power=False),
+    FaultKind.HELPER_AWAY: _away,
     FaultKind.HELPER_KILLED_IN_CALL: _kill_in_call(power=False),
     FaultKind.POWER_FAILS: _kill(power=True),
     FaultKind.POWER_FAILS_IN_CALL: _kill_in_call(power=True),

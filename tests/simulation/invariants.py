@@ -60,6 +60,8 @@ def _check_upload(world: SimulatedWorld, client: Client) -> None:
         return
     session = upload.session
     state = session.state
+    if not upload.idle and not upload.over:
+        client.called_for = world.up
     if upload._working is not None:
         pipeline = upload._working.pipeline
         require(len(pipeline._recent) <= pipeline._recent_max, "too many blocks in memory")
@@ -91,12 +93,16 @@ def _check_end(world: SimulatedWorld, client: Client, state: State, code: str) -
         require(client.wants_nothing or client.crash, f"client {client.number} has aborted nothing")
     else:
         require(client.wants_nothing, f"the upload of client {client.number} expired, and it is still wanted")
+        jumps = world.times_set_forward + world.process.times_set_forward
+        least = world.settings.idle_expiry - (2 + 2 * jumps) * world.settings.sweep_interval
+        require(world.up - client.called_for >= least,
+                f"the upload of client {client.number} expired after {world.up - client.called_for} s")
 
 
 def may_fail(world: SimulatedWorld, client: Client, code: str) -> bool:
     """Whether something has happened that excuses the failure of an upload."""
     if code == "spool-failed":
-        return bool(world.disk.hurt & {client.name, "spool"}) or world.ledger_failed
+        return bool(world.disk.hurt & {client.name, "spool"}) or (world.ledger_failed and not client.opened)
     if code in ("too-few-servers", "too-few-shares"):
         return bool(_SERVER_FAULTS & set(world.fired_kinds))
     if code in ("spool-full", "quota-exceeded"):
@@ -230,7 +236,9 @@ def check_end(world: SimulatedWorld) -> None:
                         f"shares {shnums} do not give the file back")
         upload = world.upload_of(client)
         if upload is not None and upload.session.state in ENDED:
-            require(not copies, f"an upload that is {upload.session.state.value} has left shares {sorted(copies)}")
+            # One that expired while it was published has left ordinary shares, if some were closed.
+            require(not copies or (upload.session.state is State.EXPIRED and upload._record.finish),
+                    f"an upload that is {upload.session.state.value} has left shares {sorted(copies)}")
     require(not world.spool_files() and world.spool.used == 0,
             f"{len(world.spool_files())} spool files and {world.spool.used} bytes are left")
     require(not leftovers(world), f"unfinished shares are left on {leftovers(world)}")

@@ -20,7 +20,7 @@ from twisted.internet.task import deferLater
 
 from client_shim import outbox, reconnect, window
 from client_shim.errors import HelperLost
-from helper import events, placing, pushing, session, shares, spool, spool_file, spool_records, upload, uploads
+from helper import events, ledger, placing, pushing, session, shares, spool, spool_file, spool_records, upload, uptime
 from helper.ledger import Change
 from helper.session import State
 from helper.spool_records import HEADER_SIZE, Recovered
@@ -128,6 +128,10 @@ def _if_alive(self: upload.Upload, record: Callable[[upload.Upload], None]) -> N
         record(self)
 
 
+def _forgotten_when_it_fails(self: ledger.Ledger, _failure: Any, batch: Any) -> None:
+    self._committed(None, batch)
+
+
 def _drop_at_once(self: upload.Upload, remove: Callable[[], None]) -> None:
     if self.over or self.session.error is None:
         remove()
@@ -170,6 +174,17 @@ async def _patience_by_the_clock(self: reconnect.Reconnecting, greet: Any, patie
 
 def _never_idle(self: session.Session, _event: events.IdleFor) -> list[events.Command]:
     return []
+
+
+def _uptime_by_the_clock(self: uptime.Uptime, _recorded: float) -> None:
+    self._looked = self.seconds = self._clock.seconds()
+
+
+def _published_for_ever(self: session.Session, event: events.IdleFor) -> list[events.Command]:
+    return [] if self.state is State.PUBLISHING else _IDLE_FOR(self, event)
+
+
+_IDLE_FOR = session.Session._idle_for
 
 
 # -- shares ------------------------------------------------------------------------------------------------------
@@ -223,6 +238,10 @@ MUTANTS: dict[str, Mutant] = {
     "short writes are taken for whole ones": Mutant(active=_replacing(spool_file, "pwrite_all", _write_once)),
     "the offset is the size of the file": Mutant(active=_replacing(spool, "recover", _recover_by_size)),
     "the ledger says durable too early": Mutant(Seams(ledger_file=_LazyLedgerFile)),
+    "what the ledger could not take is forgotten": Mutant(
+        active=_replacing(ledger.Ledger, "_commit_failed", _forgotten_when_it_fails)),
+    "a ledger that has failed is never tried again": Mutant(
+        active=_replacing(ledger.Ledger, "_retry", lambda _self: None)),
     "published before the ledger knows": Mutant(
         active=_wrapping(upload.Upload, "_record_publishing", _publish_before_the_ledger)),
     "ciphertext dropped before the end is recorded": Mutant(
@@ -235,8 +254,11 @@ MUTANTS: dict[str, Mutant] = {
         active=_replacing(reconnect.Reconnecting, "_find_again", _not_looked_for)),
     "patience goes by the clock": Mutant(active=_replacing(reconnect.Reconnecting, "_again", _patience_by_the_clock)),
     "idle time goes by the clock": Mutant(  # it is no longer min(elapsed, …)
-        active=lambda: patch.object(uploads, "min", lambda elapsed, _most: elapsed, create=True)),
+        active=lambda: patch.object(uptime, "min", lambda elapsed, _most: elapsed, create=True)),
+    "time in which the helper was down is idle time": Mutant(
+        active=_replacing(uptime.Uptime, "begin", _uptime_by_the_clock)),
     "nothing ever expires": Mutant(active=_replacing(session.Session, "_idle_for", _never_idle)),
+    "publication never expires": Mutant(active=_replacing(session.Session, "_idle_for", _published_for_ever)),
     "a share with a new server begins where others are": Mutant(
         active=_replacing(placing.ShareHomes, "_go_on", _begins_where_others_are)),
     "shares are left behind": Mutant(active=_replacing(pushing.SharePusher, "abandon", _shares_left_behind)),

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from world import SMALL
 
 from helper.foolscap_edge import StreamingHelper
-from helper.ledger import LEDGER_NAME, Change, Ledger, LedgerFile
+from helper.ledger import LEDGER_NAME, Change, Ledger, LedgerFile, Recorded
 from helper.parameters import Parameters
 from helper.settings import Settings
 from helper.spool import Spool
@@ -37,22 +37,34 @@ from simulation.schedule import Planned, Schedule
 from simulation.servers import SimulatedGrid, Unsteady
 
 _QUICK_DISK = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-#: Whoever runs the helper starts it again after so many seconds when its ledger has failed, or it could not start.
+#: Whoever runs the helper starts it again after so many seconds when it could not start.
 OPERATOR_NOTICES = 15.0
 
 
 class SimulatedLedgerFile(LedgerFile):
-    """The real one. `fails`: "" or when the next change fails: "before" or "after" it is durable."""
+    """The real one. `fails`: "" or when the next change fails: "before" or "after" it is durable. From then on it is
+    `broken`, and cannot be opened anew, until somebody says that it is not."""
 
     fails = ""
+    broken = False
     failed: Callable[[], None] = staticmethod(lambda: None)
 
     def apply(self, changes: Iterable[Change]) -> None:
+        self._check()
         fails, self.fails = self.fails, ""
         if fails != "before":
             super().apply(changes)
         if fails:
+            self.broken = True
             self.failed()
+            self._check()
+
+    def reopen(self) -> Recorded:
+        self._check()
+        return super().reopen()
+
+    def _check(self) -> None:
+        if self.broken:
             raise sqlite3.OperationalError("disk I/O error")
 
     def state_of(self, storage_index: bytes) -> list[str]:
@@ -104,6 +116,8 @@ class SimulatedWorld:
         self._waiting_for_helper: list[Deferred[None]] = []
         self._strangers: list[bytes] = []  # uploads that are only there to take room
         self._ahead = 0.0  # of the helper's clock
+        self._was_up, self._up_since = 0.0, 0.0  # how long the helper was, in runs before, and since when it is now
+        self.times_set_forward = 0  # the helper's clock, while it ran
         self.process = SettableClock(self.clock)
         self.failures: list[LogEvent] = []
         self._violations: list[invariants.Violation] = []  # seen where an error would be taken for one of a callback
@@ -186,20 +200,20 @@ class SimulatedWorld:
         in_thread = partial(self._in_thread, self.process)
         self.spool = Spool(self.directory / "spool", in_thread, self._seams.system(self.disk))
         self.ledger_file = self._seams.ledger_file(self.directory / LEDGER_NAME)
-        self.ledger = Ledger(self.ledger_file, in_thread)
+        self.ledger = Ledger(self.ledger_file, in_thread, self.process)
         try:
             self.spool.start()
-            self.ledger.open()
+            recorded = self.ledger.open()
         except OSError as e:
             self.note(f"the helper cannot start: {e}")
             self.spool.stop()
             self.later(OPERATOR_NOTICES, self.start)
             return
-        self.running = True
+        self.running, self._up_since = True, self.clock.seconds()
         invariants.check_spool_size(self)
         self.uploads = Uploads(self.settings, self.spool, self.ledger, self.grid.seen_by(self.process), self.process,
                                in_thread)
-        self.uploads.start(self.ledger_file.all())
+        self.uploads.start(recorded)
         self.edge = StreamingHelper(self.uploads)
         self.note("the helper runs")
         waiting, self._waiting_for_helper = self._waiting_for_helper, []
@@ -221,6 +235,15 @@ class SimulatedWorld:
             self.disk.fail_power()
         self.later(away, self.start)
 
+    def go_by_unseen(self, seconds: float) -> None:
+        """So much more time goes by for the helper, which does not run, than for anybody else."""
+        self._ahead += seconds
+
+    @property
+    def up(self) -> float:
+        """Seconds for which the helper ran."""
+        return self._was_up + (self.clock.seconds() - self._up_since if self.running else 0.0)
+
     def stop(self, away: float) -> None:
         """The helper's process ends in good order."""
         self.uploads.stop()
@@ -233,8 +256,10 @@ class SimulatedWorld:
         self.ledger.close().addBoth(closed)
 
     def _end_process(self) -> None:
+        self._was_up = self.up
         self.running = False
         self.ended += 1
+        self.times_set_forward += self.process.times_set_forward
         self.process.end()
         self._ahead = self.process.ahead
         self._in_call, self.disk.calls_left = None, None
@@ -291,22 +316,21 @@ class SimulatedWorld:
         self._in_call = planned, power, away
 
     def ledger_fails(self, planned: Planned) -> None:
-        """At its next change."""
+        """At its next change, and for a while."""
         if not self.running:
             return
-        process = self.process
-        self.ledger_file.fails = "before" if planned.amount < 0.5 else "after"
-
-        def restart() -> None:
-            if self.process is process and self.running:
-                self.kill()
+        file = self.ledger_file
+        file.fails = "before" if planned.target % 2 else "after"
 
         def failed() -> None:
             self.ledger_failed = True
             self.fired(planned)
-            self.later(OPERATOR_NOTICES, restart)
+            self.later(60 * planned.amount ** 2, mend)
 
-        self.ledger_file.failed = failed
+        def mend() -> None:
+            file.broken = False
+
+        file.failed = failed
 
     def disk_fails(self, call: str, number: int, planned: Planned) -> None:
         """The next such call fails."""
@@ -369,8 +393,10 @@ class SimulatedWorld:
         self.disk.takes = lambda size: size
         if self.running:
             self.ledger_file.fails = ""
-            if any(upload.session.error and not upload.over for upload in self.uploads._by_name.values()):
-                self.kill(away=1.0)  # its disk has failed, and it waits for an operator
+            self.ledger_file.broken = False
+            if (any(upload.session.error and not upload.over for upload in self.uploads._by_name.values())
+                    and self.choose.random() < 0.2):
+                self.kill(away=1.0)  # its disk has failed, and it waits for an operator; who may never come
         for upload_id in list(self._strangers):
             self._end_stranger(upload_id)
         for client in self.clients:

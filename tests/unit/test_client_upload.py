@@ -13,7 +13,20 @@ from fakes import Fault
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
-from world import KEY, SMALL, Stuck, WireLink, World, begin, expected, outcome, plaintext, with_size, write_all
+from world import (
+    KEY,
+    SMALL,
+    ProcessClock,
+    Stuck,
+    WireLink,
+    World,
+    begin,
+    expected,
+    outcome,
+    plaintext,
+    with_size,
+    write_all,
+)
 
 from client_shim.cipher import Encryptor, PlaintextDigests
 from client_shim.disclosure import RevealStorageIndex
@@ -799,6 +812,21 @@ def test_while_the_helper_waits_for_servers_finish_is_asked_again(world: World) 
     assert 2 < link.methods().count("finish") <= 31
     for server in world.grid.servers:
         server.reconnect()
+    world.wait(10)
+    assert results == [CAP]
+
+
+def test_a_clock_that_is_set_does_not_end_patience(world: World) -> None:
+    link = world.link()
+    link.lie = lambda method, wire: ({b"code": b"waiting", b"have": 3, b"need": 7}, []) if method == "finish" else wire
+    clock = ProcessClock(world.clock)
+    results = outcome(begin(write_all(world.upload(PARAMETERS, link, clock=clock), DATA)))
+    world.wait(30)
+    for jump in (2 * WAITING_PATIENCE, -3 * WAITING_PATIENCE):
+        clock.shift(jump)
+        world.wait(30)
+        assert not results
+    link.lie = lambda _method, wire: wire
     world.wait(10)
     assert results == [CAP]
 

@@ -7,7 +7,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_spool import Stepped
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
 
 from helper.errors import BY_CODE, Aborted, BadArgument, Expired, SpoolFailed, StreamingError, TooFewServers
 from helper.ledger import (
+    RETRY_INTERVAL,
     SCHEMA,
     Change,
     Ledger,
     LedgerFailed,
     LedgerFile,
     LedgerUnusable,
+    Recorded,
     put,
     remove,
+    set_uptime,
     touch,
 )
 from helper.parameters import Parameters
@@ -114,6 +119,7 @@ RECORDS = st.builds(
     staging_secret=st.binary(min_size=32, max_size=32),
     opened=st.floats(0, 1e11),
     touched=st.floats(0, 1e11),
+    wanted_at=st.floats(0, 1e11),
     servers=st.lists(st.binary(max_size=40), min_size=3, max_size=10).map(tuple),
     order=st.none() | st.lists(st.integers(0, 2)).map(tuple),
     homes=st.dictionaries(st.integers(0, 255), st.binary(max_size=40), max_size=5),
@@ -138,8 +144,9 @@ def test_the_ledger_is_a_dictionary(tmp_path_factory: pytest.TempPathFactory,
             file.apply([put(*records)])
             model.update((r.name, r) for r in records)
         elif what == "touch":
-            file.apply([touch(names, 5.5)])
-            model.update((name, attrs.evolve(model[name], touched=5.5)) for name in names if name in model)
+            file.apply([touch(names, 5.5, 6.5)])
+            model.update((name, attrs.evolve(model[name], touched=5.5, wanted_at=6.5))
+                         for name in names if name in model)
         elif what == "remove":
             file.apply([remove(names)])
             model = {name: r for name, r in model.items() if name not in names}
@@ -274,6 +281,33 @@ def test_an_older_version_is_brought_up(path: Path, file: LedgerFile) -> None:
         newer.close()
 
 
+def test_a_ledger_of_before_uptime_was_counted(path: Path) -> None:
+    """Its uploads were just called for, and not long ago."""
+    older = LedgerFile(path, SCHEMA[:1])
+    older.open()
+    columns = COLUMNS[:-1]
+    older.apply([Change(f"INSERT INTO uploads ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
+                        [row_of(FULL)[:len(columns)]])])
+    file = reopened(path, older)
+    recorded = file.read()
+    assert recorded.uptime == 0
+    assert same(recorded.uploads[0], FULL)
+    file.close()
+
+
+def test_uptime_is_there_again(path: Path, file: LedgerFile) -> None:
+    assert file.read().uptime == 0
+    file.apply([set_uptime(12.5), put(FULL)])
+    file = reopened(path, file)
+    recorded = file.read()
+    assert (recorded.uptime, len(recorded.uploads)) == (12.5, 1)
+    for damage in ("UPDATE helper SET uptime = -1", "UPDATE helper SET uptime = 'x'", "DELETE FROM helper"):
+        file.apply([Change(damage, [()])])
+        with pytest.raises(LedgerUnusable, match="the helper's uptime is damaged"):
+            file.read()
+    file.close()
+
+
 def test_a_step_of_the_schema_is_done_whole_or_not(path: Path, file: LedgerFile) -> None:
     file.close()
     with pytest.raises(LedgerUnusable):
@@ -358,7 +392,8 @@ def test_a_log_without_its_ledger(path: Path, file: LedgerFile) -> None:
     ("state", "sleeping", "state: expected one of"), ("k", 0, "k: expected a number from 1 to 256, got 0"),
     ("servers", "[", "Expecting value"), ("servers", "[5]", "fromhex"), ("server_order", "[0]", "order: expected"),
     ("error", '["no-such-code", {}]', "no-such-code"), ("error", '["expired", {"x": 1}]', "unexpected keyword"),
-    ("staging_secret", b"", "staging_secret: expected a length of 32, got 0"), ("finish_size", 60, "crypttext_hash")])
+    ("staging_secret", b"", "staging_secret: expected a length of 32, got 0"), ("finish_size", 60, "crypttext_hash"),
+    ("wanted_at", -1, "wanted_at: expected seconds, got -1"), ("wanted_at", "x", "wanted_at: expected seconds")])
 def test_a_row_that_cannot_be_understood(path: Path, file: LedgerFile, column: str, value: Any, text: str) -> None:
     file.apply([put(record()), Change(f"UPDATE uploads SET {column} = ?", [(value,)])])
     with pytest.raises(LedgerUnusable) as caught:
@@ -394,7 +429,7 @@ def test_columns_are_those_of_the_table(file: LedgerFile) -> None:
 
 
 class Counting(LedgerFile):
-    """Counts transactions, and can fail at one."""
+    """Counts transactions, and can fail, at one and when it is opened anew."""
 
     fail: Exception | None = None
 
@@ -407,6 +442,16 @@ class Counting(LedgerFile):
         if self.fail is not None:
             raise self.fail
         super().apply(changes)
+
+    def reopen(self) -> Recorded:
+        if self.fail is not None:
+            raise self.fail
+        return super().reopen()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture
@@ -422,9 +467,9 @@ def counting(path: Path) -> Iterator[Counting]:
 
 
 @pytest.fixture
-def ledger(counting: Counting, stepped: Stepped) -> Ledger:
-    ledger = Ledger(counting, stepped)
-    assert ledger.open()
+def ledger(counting: Counting, stepped: Stepped, clock: Clock) -> Ledger:
+    ledger = Ledger(counting, stepped, clock)
+    assert ledger.open() == Recorded([], 0.0)
     return ledger
 
 
@@ -466,7 +511,7 @@ def test_what_is_told_may_bring_more(ledger: Ledger, counting: Counting, stepped
 def test_order_is_kept(ledger: Ledger, counting: Counting, stepped: Stepped) -> None:
     told = results(
         ledger.write(record()), ledger.write(record(state="ready")), ledger.write(record(NAMES[1])),
-        ledger.touch(NAMES[:2], 7.0), ledger.write(record(state="publishing")), ledger.remove(NAMES[1:2]))
+        ledger.touch(NAMES[:2], 7.0, 8.0), ledger.write(record(state="publishing")), ledger.remove(NAMES[1:2]))
     stepped.finish()
     assert told == [None] * 6
     (only,) = counting.all()
@@ -477,45 +522,215 @@ def test_order_is_kept(ledger: Ledger, counting: Counting, stepped: Stepped) -> 
     assert asked[1] == {"publishing": 1}
 
 
-@pytest.mark.parametrize(("error", "reason"), [
+FAILURES = pytest.mark.parametrize(("error", "reason"), [
     (sqlite3.OperationalError("disk I/O error in /secret/path"), "ledger: OperationalError"),
-    (OSError(5, "x", "/secret/path"), "ledger: EIO (Input/output error)")])
-def test_a_failed_commit_is_the_end(ledger: Ledger, counting: Counting, stepped: Stepped, error: Exception,
-                                    reason: str) -> None:
+    (OSError(5, "x", "/secret/path"), "ledger: EIO (Input/output error)"),
+    (LedgerUnusable("/secret/path: this ledger is damaged"), "ledger: LedgerUnusable")])
+
+
+@FAILURES
+def test_what_cannot_be_recorded_waits_and_nothing_is_lost(
+        ledger: Ledger, counting: Counting, stepped: Stepped, clock: Clock, error: Exception, reason: str) -> None:
+    changes: list[str] = []
+    ledger.on_change = lambda: changes.append(ledger.failing)
     before = results(ledger.write(record()))
     stepped.finish()
     counting.fail = error
-    told = results(ledger.write(record(NAMES[1])), ledger.write(record(NAMES[2])))
+    told: list[Any] = []
+    for waiting in (ledger.write(record(NAMES[1])), ledger.write(record(NAMES[2]))):
+        waiting.addBoth(told.append)
     stepped.run()
-    waiting = results(ledger.write(record(NAMES[3])))
+    for waiting in (ledger.write(record(NAMES[3])), ledger.remove(NAMES[:1])):
+        waiting.addBoth(told.append)
     stepped.report()
+    assert changes == [reason]
+    for waiting in (ledger.write(record(NAMES[4])), ledger.touch(NAMES, 1.0, 2.0)):
+        waiting.addBoth(told.append)
+    for _ in range(3):
+        assert not stepped.waiting
+        clock.advance(RETRY_INTERVAL)
+        stepped.finish()
+    assert (told, changes) == ([], [reason])
     counting.fail = None  # the disk has recovered
-    after = results(ledger.write(record(NAMES[4])), ledger.touch(NAMES, 1.0), ledger.remove(NAMES))
+    clock.advance(RETRY_INTERVAL)
     stepped.finish()
     assert before == [None]
-    assert counting.transactions == [1, 1]  # never tried again
-    assert len(told) == 2
-    for failure in (*told, *waiting, *after):
-        assert failure.check(LedgerFailed)
-        assert (failure.value.code, failure.value.reason) == ("spool-failed", reason)
-    assert [r.name for r in counting.all()] == NAMES[:1]
+    assert told == [None] * 6
+    assert changes == [reason, ""]
+    assert [r.name for r in counting.all()] == NAMES[1:5]
+    assert {(r.touched, r.wanted_at) for r in counting.all()} == {(1.0, 2.0)}
+    after = results(ledger.write(record(NAMES[5])))
+    stepped.finish()
+    assert after == [None]
+    assert results(ledger.close()) == []
+    stepped.finish()
+
+
+def test_what_waits_does_not_grow(ledger: Ledger, counting: Counting, stepped: Stepped, clock: Clock) -> None:
+    counting.fail = OSError(28, "x")
+    first = results(ledger.write(record()))
+    stepped.finish()
+    told = results(*(ledger.write(record(opened=float(number))) for number in range(1000)))
+    assert len(ledger._queue) == 2  # one that may have been made, and the newest
+    assert results(ledger.remove(NAMES[:1])) == []
+    last = results(*(ledger.write(record(opened=7.0)) for _ in range(1000)))
+    assert len(ledger._queue) == 4  # what comes after a removal is not lost with it
+    counting.fail = None
+    clock.advance(RETRY_INTERVAL)
+    stepped.finish()
+    assert (first, told, last) == ([None], [None] * 1000, [None] * 1000)
+    assert [r.opened for r in counting.all()] == [7.0]
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_change_that_failed_may_have_been_made(path: Path, stepped: Stepped, clock: Clock, made: bool) -> None:
+    class Doubtful(LedgerFile):
+        fail = False
+
+        def apply(self, changes: Iterable[Change]) -> None:
+            if made or not self.fail:
+                super().apply(changes)
+            if self.fail:
+                raise OSError(5, "x")
+
+    file = Doubtful(path)
+    ledger = Ledger(file, stepped, clock)
+    ledger.open()
+    results(ledger.write(record()), ledger.write(record(NAMES[1])))
+    stepped.finish()
+    file.fail = True
+    told = results(ledger.write(record(state="ready")), ledger.remove(NAMES[1:2]), ledger.write(record(NAMES[2])))
+    stepped.finish()
+    file.fail = False
+    with capturedLogs() as logged:
+        clock.advance(RETRY_INTERVAL)
+        stepped.finish()
+    assert told == [None] * 3
+    assert [(r.name, r.state) for r in file.all()] == [(NAMES[0], "ready"), (NAMES[2], "open")]
+    assert [event["log_format"] for event in logged] == ["the ledger is written again: all that waited is recorded"]
+    file.close()
+
+
+def test_what_the_disk_has_lost_is_written_anew(path: Path, stepped: Stepped, clock: Clock) -> None:
+    """A sync that lied, or that failed: what was acknowledged is looked for, and not taken on trust."""
+
+    class Losing(LedgerFile):
+        content: bytes | None = None
+
+        def apply(self, changes: Iterable[Change]) -> None:
+            if self.content is not None:
+                raise OSError(5, "x")
+            super().apply(changes)
+
+        def reopen(self) -> Recorded:
+            if self.content is not None:
+                self.close()
+                path.write_bytes(self.content)
+                self.content = None
+            return super().reopen()
+
+    file = Losing(path)
+    ledger = Ledger(file, stepped, clock)
+    ledger.open()
+    results(ledger.write(record()), ledger.write(record(NAMES[1])), ledger.write(record(NAMES[2])))
+    stepped.finish()
+    copy = LedgerFile(path.with_name("copy"))
+    copy.open()
+    copy.apply([put(record(state="ready"), *map(record, NAMES[1:3]))])
+    copy.close()
+    expected = [record(state="publishing"), record(NAMES[1]), attrs.evolve(FULL, name=NAMES[3]), record(NAMES[4])]
+    results(ledger.write(expected[0]), ledger.write(expected[2]), ledger.remove(NAMES[2:3]),
+            ledger.touch(NAMES, 5.0, 6.0))
+    stepped.finish()
+    file.content = path.with_name("copy").read_bytes()
+    told = results(ledger.write(expected[3]))
+    stepped.finish()
+    with capturedLogs() as logged:
+        clock.advance(RETRY_INTERVAL)
+        stepped.finish()
+    assert told == [None]
+    assert (logged[0]["lost"], logged[0]["strangers"]) == (2, 1)
+    found = file.all()
+    assert [r.wanted_at for r in found] == [6.0, 0.0, 6.0, 0.0]
+    assert all(same(attrs.evolve(a, touched=0, wanted_at=0), attrs.evolve(b, touched=0, wanted_at=0))
+               for a, b in zip(found, expected, strict=True))
+    file.close()
+
+
+@pytest.mark.parametrize("moment", ["waiting", "reopening", "writing"])
+def test_closing_while_nothing_can_be_recorded(ledger: Ledger, counting: Counting, stepped: Stepped, clock: Clock,
+                                               path: Path, moment: str) -> None:
+    counting.fail = OSError(28, "x")
+    told = results(ledger.write(record()), ledger.write(record(NAMES[1])))
+    stepped.finish()
+    if moment != "waiting":
+        clock.advance(RETRY_INTERVAL)
+        if moment == "writing":
+            counting.fail = None
+            stepped.step()
+            counting.fail = OSError(28, "x")
     closed = results(ledger.close())
     stepped.finish()
     assert closed == [None]
+    assert {failure.value.reason for failure in told} == {"ledger: ENOSPC (No space left on device)"}
+    assert not clock.getDelayedCalls()
+    again = LedgerFile(path)
+    again.open()
+    assert not again.all()
+    again.close()
 
 
-def test_a_real_error_has_its_name(ledger: Ledger, stepped: Stepped) -> None:
-    told = results(ledger.change(Change("INSERT INTO nothing VALUES (?)", [(1,)])))
+def test_who_does_not_want_to_wait_need_not(ledger: Ledger, counting: Counting, stepped: Stepped,
+                                            clock: Clock) -> None:
+    soon = results(ledger.unless_failing(ledger.write(record())))
     stepped.finish()
-    assert told[0].value.reason == "ledger: SQLITE_ERROR"
+    assert soon == [None]
+    counting.fail = OSError(28, "x")
+    recorded = ledger.write(record(NAMES[1]))
+    soon = results(ledger.unless_failing(recorded))
+    stepped.finish()
+    later = results(ledger.unless_failing(recorded))
+    for failure in (*soon, *later):
+        assert failure.check(LedgerFailed)
+        assert failure.value.reason == "ledger: ENOSPC (No space left on device)"
+    counting.fail = None
+    clock.advance(RETRY_INTERVAL)
+    told = results(recorded)
+    stepped.finish()
+    assert told == [None]  # it is recorded all the same
+    assert [r.name for r in counting.all()] == NAMES[:2]
 
 
-def test_a_full_disk(ledger: Ledger, counting: Counting, stepped: Stepped) -> None:
+def test_a_full_disk(ledger: Ledger, counting: Counting, stepped: Stepped, clock: Clock) -> None:
+    """SQLite's own error; its limit is that of a connection, so the disk has room when it is opened anew."""
     counting._db.execute("PRAGMA max_page_count = 1")
     told = results(ledger.write(record(ueb=bytes(100_000))))
     stepped.finish()
-    assert told[0].value.reason == "ledger: SQLITE_FULL"
-    assert counting.all() == []
+    assert ledger.failing == "ledger: SQLITE_FULL"
+    assert counting.all() == told == []
+    clock.advance(RETRY_INTERVAL)
+    stepped.finish()
+    assert told == [None]
+    assert len(counting.all()) == 1
+    assert ledger.failing == ""
+
+
+def test_a_file_that_is_gone_is_not_made_anew(ledger: Ledger, counting: Counting, stepped: Stepped, clock: Clock,
+                                              path: Path) -> None:
+    counting.fail = OSError(5, "x")
+    told = results(ledger.write(record()))
+    stepped.finish()
+    counting.fail = None
+    path.rename(path.with_name("moved"))
+    clock.advance(RETRY_INTERVAL)
+    stepped.finish()
+    assert ledger.failing == "ledger: ENOENT (No such file or directory)"
+    assert told == []
+    assert not path.exists()
+    path.with_name("moved").rename(path)
+    clock.advance(RETRY_INTERVAL)
+    stepped.finish()
+    assert told == [None]
 
 
 def test_a_bad_record_harms_nobody_else(ledger: Ledger, stepped: Stepped) -> None:
@@ -555,6 +770,6 @@ def test_closing_when_told(ledger: Ledger, counting: Counting, stepped: Stepped)
 
 
 def test_it_can_be_closed_without_threads(path: Path) -> None:
-    ledger = Ledger(LedgerFile(path), maybeDeferred)
+    ledger = Ledger(LedgerFile(path), maybeDeferred, Clock())
     ledger.open()
     assert results(ledger.write(FULL), ledger.close()) == [None, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 from fakes import FakeServer, FakeStagingServer, Fault
 from hypothesis import given, settings
@@ -20,6 +21,8 @@ DATA = plaintext(20_000)
 CIPHERTEXT = Encryptor(KEY).encrypt(DATA)
 ID = b"u" * 32
 GRIDS = {"staging": 10, "stock": 0, "mixed": 5}
+#: Hours instead of days.
+SHORT = attrs.evolve(SMALL, idle_expiry=4 * 3600, empty_expiry=900, sweep_interval=600)
 grids = pytest.mark.parametrize("staging", GRIDS.values(), ids=GRIDS)
 
 
@@ -229,20 +232,52 @@ def test_idle_time_counts_over_restarts() -> None:
         world.check_nothing_left()
 
 
-def test_after_a_start_a_client_has_time_to_come_back() -> None:
-    """By the clock it may have been away for ever, but the clock may have been set."""
-    with World() as world:
+@pytest.mark.parametrize("orderly", [True, False], ids=["stop", "kill"])
+@pytest.mark.parametrize("jump", [0, 365 * 86400, -365 * 86400])
+def test_time_in_which_the_helper_was_down_is_not_idle_time(orderly: bool, jump: float) -> None:
+    with World(settings=SHORT) as world:
         begin_upload(world)
-        world.kill()
-        world.wait(2 * SMALL.idle_expiry)
-        world.start()
-        world.wait(2 * SMALL.sweep_interval)
-        assert world.run(world.link().status(ID)).fields["state"] == b"open"  # a call: it is not idle
-        world.kill()
-        world.wait(2 * SMALL.idle_expiry)
-        world.start()
-        world.wait(8 * SMALL.sweep_interval)
-        assert world.run(world.link().status(ID)).fields["state"] == b"expired"
+        world.wait(SHORT.idle_expiry / 2)
+        for _ in range(3):
+            (world.stop if orderly else world.kill)()
+            world.wait(2 * SHORT.idle_expiry)
+            world.start()
+            world.process.shift(jump)  # while it was down
+        # Each start may have cost it a sweep interval that was not written down, and each jump one that did not go by.
+        world.wait(SHORT.idle_expiry / 2 - 3 * SHORT.sweep_interval)
+        assert world.only_upload().session.state is State.OPEN
+        world.wait(8 * SHORT.sweep_interval)
+        assert world.only_upload().session.state is State.EXPIRED
+
+
+def test_results_are_kept_for_as_long_as_the_helper_is_up() -> None:
+    with World(settings=attrs.evolve(SHORT, result_retention=4 * 3600)) as world:
+        begin_upload(world, 20_000)
+        finish(world)
+        check_stored(world)
+        world.wait(2 * 3600)
+        for _ in range(2):
+            world.kill()
+            world.wait(30 * 86400)
+            world.start()
+        assert finish(world) == expected(DATA, PARAMETERS).ueb
+        world.wait(2 * 3600 + 3 * SHORT.sweep_interval)
+        with pytest.raises(HelperRefused) as caught:
+            finish(world)
+        assert caught.value.code == "unknown-upload"
+
+
+def test_after_a_start_a_client_has_time_to_come_back() -> None:
+    """However idle its upload was before."""
+    with World(settings=SHORT) as world:
+        begin_upload(world)
+        world.wait(SHORT.idle_expiry - 2 * SHORT.sweep_interval)
+        for _ in range(3):
+            world.restart()
+            world.wait(5 * SHORT.sweep_interval)
+            assert world.only_upload().session.state is State.OPEN
+        world.wait(3 * SHORT.sweep_interval)
+        assert world.only_upload().session.state is State.EXPIRED
 
 
 def test_spool_files_that_no_upload_needs_are_removed() -> None:
@@ -273,7 +308,7 @@ def test_ciphertext_is_kept_until_the_end_of_its_upload_is_recorded() -> None:
     """A run that finds the upload open must find what was acknowledged."""
     with World() as world:
         begin_upload(world)
-        world._ledger_file.close()  # nothing can be recorded any more
+        world.break_ledger()
         assert world.run(world.link().abort(ID)).fields["state"] == b"aborted"
         world.restart()
         assert world.run(world.link().status(ID)).number("durable") == 10_000
@@ -291,7 +326,7 @@ def test_a_result_that_could_not_be_recorded_is_there_after_a_restart(staging: i
         answer = outcome(begin(world.link().finish(ID, len(DATA), SI, *hashes())))
         while world.only_upload().session.state is not State.PUBLISHING:
             world.wait(0.01)
-        world._ledger_file.close()
+        world.break_ledger()
         world.wait(10)
         assert answer[0].fields["ueb"] == expected(DATA, PARAMETERS).ueb
         world.restart()
@@ -469,3 +504,117 @@ def test_any_number_of_kills_at_any_time(data: st.DataObject) -> None:
 def test_these_are_real_kinds_of_servers() -> None:
     with World(10, staging=5) as world:
         assert sum(isinstance(s, FakeStagingServer) for s in world.grid.servers) == 5
+
+
+# -- publication that cannot be completed -----------------------------------------------------------------------------
+
+
+def publish_in_vain(world: World, closed: int) -> None:
+    """Publication is decided; `closed` shares are published, and all other servers do not answer any more."""
+    begin_upload(world, 20_000)
+    for server in world.grid.servers[closed:]:
+        server.plan("publish", 1, Fault.HANG)
+    outcome(begin(world.link().finish(ID, len(DATA), SI, *hashes())))
+    world.wait(2)
+    assert world.only_upload().session.state is State.PUBLISHING
+    for server in world.grid.servers[closed:]:
+        server.disconnect()
+
+
+@grids
+@pytest.mark.parametrize("restart", [False, True])
+def test_publication_that_can_never_be_completed_ends_at_expiry(staging: int, restart: bool) -> None:
+    with World(10, staging=staging, settings=SHORT) as world:
+        publish_in_vain(world, closed=3)
+        if restart:
+            world.restart()
+        world.wait(SHORT.idle_expiry - 2 * SHORT.sweep_interval)
+        assert world.only_upload().session.state is State.PUBLISHING
+        assert world.run(world.link().finish(ID, len(DATA), SI, *hashes())).code == "waiting"
+        world.wait(SHORT.idle_expiry - 2 * SHORT.sweep_interval)
+        assert world.only_upload().session.state is State.PUBLISHING, "somebody has called since"
+        world.wait(4 * SHORT.sweep_interval)
+        for _ in range(2):
+            with pytest.raises(HelperRefused) as caught:
+                finish(world)
+            assert caught.value.code == "expired"
+            world.restart()
+        assert not world.spool_files()
+        assert world.uploads.room.used == 0
+        assert [record.state for record in world.records()] == ["expired"]
+        encoded = expected(DATA, PARAMETERS)
+        copies = world.grid.copies(SI)
+        assert len(world.holders()) == 3, "published shares stay: they are ordinary ones"
+        assert all(share.data == encoded.shares[shnum] for shnum, found in copies.items() for _server, share in found)
+        assert not any(server.staged for server in world.grid.staging[:3] if server.connected)
+
+
+def test_publication_that_gets_on_does_not_expire_though_nobody_calls() -> None:
+    with World(10, staging=10, settings=SHORT) as world:
+        publish_in_vain(world, closed=0)
+        for server in world.grid.servers:
+            world.wait(SHORT.idle_expiry - 3 * SHORT.sweep_interval)
+            assert world.only_upload().session.state in (State.PUBLISHING, State.FINISHED)
+            server.reconnect()
+        check_stored(world)
+        assert finish(world) == expected(DATA, PARAMETERS).ueb
+
+
+def test_servers_that_come_and_go_are_no_progress() -> None:
+    with World(10, settings=SHORT) as world:
+        publish_in_vain(world, closed=3)
+        returning = world.grid.servers[3]
+        returning.plan("publish", 2, Fault.HANG)
+        for number in range(3, 40):
+            world.wait(SHORT.idle_expiry / 8)
+            returning.plan("publish", number, Fault.HANG)
+            (returning.reconnect if number % 2 else returning.disconnect)()
+        assert world.only_upload().session.state is State.EXPIRED
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_publication_whose_spool_is_damaged_expires_whoever_calls(missing: bool) -> None:
+    with World(10, staging=10, settings=SHORT) as world:
+        publish_in_vain(world, closed=3)
+        world.kill()
+        for server in world.grid.servers:
+            server.reconnect()
+        (path,) = world.spool_files()
+        if missing:
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+        world.start()
+        assert world.uploads.counters["expired"] == 0
+        for _ in range(int(SHORT.idle_expiry / SHORT.sweep_interval) - 2):
+            with pytest.raises(HelperRefused) as caught:
+                finish(world)
+            assert caught.value.code == "spool-failed"
+            world.wait(SHORT.sweep_interval)
+        assert missing or world.spool_files()
+        world.wait(4 * SHORT.sweep_interval)
+        with pytest.raises(HelperRefused) as caught:
+            finish(world)
+        assert caught.value.code == "expired"
+        assert world.run(world.link().abort(ID)).fields["state"] == b"expired"
+        world.wait(10)
+        assert not world.spool_files()
+        assert world.uploads.room.used == world.spool.used == 0
+        assert not world.grid.leftovers(), "prepared shares are aborted"
+        assert len(world.holders()) == 3
+        assert world.uploads.counters["expired"] == 1
+
+
+def test_publication_that_has_expired_makes_room_for_another_upload() -> None:
+    with World(10, settings=attrs.evolve(SHORT, uploads_max=1)) as world:
+        publish_in_vain(world, closed=3)
+        other = world.link()
+        for server in world.grid.servers:
+            server.reconnect()
+            server.plan("allocate", server.requests("allocate") + 1, Fault.HANG)
+        with pytest.raises(HelperRefused) as caught:
+            world.run(other.open(b"o" * 32, PARAMETERS.to_wire()))
+        assert caught.value.code == "too-many-uploads"
+        world.wait(SHORT.idle_expiry + 2 * SHORT.sweep_interval)
+        world.run(other.open(b"o" * 32, PARAMETERS.to_wire()))
+        world.run(other.assign(b"o" * 32, SI))  # nor does it hold its storage index

@@ -1098,11 +1098,23 @@ def an_upload_that_is_finishing_does_not_expire(p: Playbook) -> None:
     p.on(IdleFor(10_000, 10_000, 100))
     p.given(completed(100), SharesReady())
     p.on(IdleFor(10_000, 10_000, 100))
-    p.given(PublishRecorded())
-    p.on(IdleFor(10_000, 10_000, 100))
-    p.on(AnswerRuleMet(), RecordResult())
+    p.given(PublishRecorded(), AnswerRuleMet())
     p.on(ResultRecorded(), result(50))
     p.on(IdleFor(10_000, 10_000, 100))
+
+
+@playbook()
+def an_upload_that_cannot_be_published_expires(p: Playbook) -> None:
+    to_completing(p)
+    p.given(completed(100), SharesReady(), PublishRecorded())
+    p.on(IdleFor(9999, 10_000, 100))
+    p.on(IdleFor(10_000, 10_000, 100), refused(50, "expired", idle_seconds=10_000), *END)
+    p.is_as(state=State.EXPIRED)
+    p.on(finish(51, 100), refused(51, "expired", idle_seconds=10_000))
+    for late in (AnswerRuleMet(), ResultRecorded(), TooFewServers(4, 7), SharesReady(), completed(100)):
+        p.on(late)
+    p.on(AbortReceived(52))
+    p.on(Abandoned(), state_is(52, "expired"))
 
 
 # -- faults of the helper -------------------------------------------------------------------------------------
@@ -1322,7 +1334,7 @@ def resumed_as_publishing_other_calls_are_answered_as_before(p: Playbook) -> Non
     p.on(put(4, 100, 1), refused(4, "already-finishing", state="publishing"))
     p.on(put(5, 90, 10), Compare(5, 90, DATA[90:100]))
     p.on(Compared(5, same=True), acknowledged(5, 100))
-    p.on(IdleFor(10**9, 10_000, 100))
+    p.on(IdleFor(9999, 10_000, 100))
     p.on(StoreFailed("EIO"))
     p.on(Failed(errors.InternalError("KeyError")))
     p.on(finish(6, 100))
@@ -1413,7 +1425,9 @@ def publishing_that_cannot_be_resumed_is_still_publishing(p: Playbook) -> None:
     for call, event in ((1, put(1, 0, 10)), (2, AssignReceived(2, SI)), (3, finish(3, 100))):
         p.on(event, refused(call, "spool-failed", reason="damaged"))
     p.on(AbortReceived(4), refused(4, "already-publishing", state="publishing"))
-    p.on(IdleFor(10**9, 10_000, 100))
+    p.on(IdleFor(9999, 10_000, 100))  # it was not empty, though nothing of it can be read
+    p.on(IdleFor(10_000, 10_000, 100), *END)
+    p.on(finish(5, 100), refused(5, "expired", idle_seconds=10_000))
 
 
 @playbook()

@@ -103,7 +103,8 @@ class SessionMachine(RuleBasedStateMachine):
                 self.placing = True
             case events.UseStorageIndex(storage_index):
                 assert self.told_early is None
-                assert self.session.state in (State.OPEN, State.COMPLETING, State.READY)
+                assert self.session.state not in ENDED
+                assert self.decided is None or storage_index == self.decided[0].storage_index
                 self.told_early = storage_index
                 self.learn(storage_index)
             case events.SealShares(storage_index):
@@ -118,7 +119,8 @@ class SessionMachine(RuleBasedStateMachine):
             case events.RecordResult():
                 self.recording_result = True
             case events.AbandonShares():
-                assert not self.publishing
+                assert not self.publishing or self.session.state is State.EXPIRED
+                self.publishing = self.sealing = False
                 self.abandoning = True
             case events.DropSpool():
                 self.dropped = True
@@ -340,10 +342,12 @@ class SessionMachine(RuleBasedStateMachine):
         self.unplaced = state is not State.FINISHED or unplaced
         if state in ENDED or not self.unplaced:
             durable = 0
-        if self.decided is None:
+        if self.decided is None or state in ENDED:
             del self.handed[durable:]
             self.told = self.assigned  # stock servers have dropped their shares; staging servers never knew it
             self.durable = durable
+        if state in ENDED:
+            self.record = state
         finish, ueb = self.decided or (None, None)
         if finish is not None:
             finish = attrs.evolve(finish, call=-1)

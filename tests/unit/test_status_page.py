@@ -363,7 +363,7 @@ def test_the_json_is_what_it_was() -> None:
         "waiting": {"servers": 0, "room": 1, "disk": 0, "not-read-yet": 1},
         "spool": {"stored": 5_000_000, "reserved": 200, "quota": 10_000_000, "disk-free": 3_000_000_000,
                   "disk-left-free": 268_435_456, "on-disk": 5_001_040},
-        "servers": {"connected": 10, "staging": 7}}
+        "servers": {"connected": 10, "staging": 7}, "not-recording": ""}
 
 
 def test_the_page_is_escaped_and_loads_nothing_from_elsewhere() -> None:
@@ -577,6 +577,16 @@ def test_what_a_terminal_would_obey_is_not_printed() -> None:
     lines = list(table(as_json(STATUS), verbose=True))
     assert all(line.isprintable() for line in lines)
     assert "    share 1 on <script>alert(1)</script>&\"'?[2J: away, 0 B" in lines
+
+
+def test_a_helper_that_cannot_record_anything_says_so_first() -> None:
+    status = attrs.evolve(STATUS, not_recording="ledger: SQLITE_FULL")
+    assert as_json(status)["not-recording"] == "ledger: SQLITE_FULL"
+    text = text_of(attrs.evolve(status, uploads=()))
+    assert "Nothing can be recorded now (ledger: SQLITE_FULL): new uploads are refused" in text
+    lines = list(table(as_json(status), verbose=False))
+    assert lines[0] == "records: none can be written now (ledger: SQLITE_FULL): new uploads are refused"
+    assert lines[1].startswith("uploads: ")
 
 
 def test_the_table_word_for_word() -> None:

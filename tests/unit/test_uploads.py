@@ -10,10 +10,11 @@ import attrs
 import pytest
 from fakes import FakeServer, FakeStagingServer, Fault
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs, formatEvent
 from world import KEY, SI, SMALL, WireLink, World, begin, expected, outcome, plaintext
 
 from client_shim.cipher import Encryptor
-from client_shim.errors import HelperRefused
+from client_shim.errors import HelperLost, HelperRefused
 from client_shim.helper_edge import HelperAnswer
 from helper import errors, events
 from helper.ciphertext import CiphertextHasher
@@ -21,6 +22,7 @@ from helper.interfaces import SEEDS_MAX
 from helper.ledger import Change
 from helper.parameters import Parameters
 from helper.settings import Settings
+from helper.status import snapshot
 from helper.upload_records import PUT_UPLOAD, UploadRecord, record_of
 from helper.uploads import REMEMBERED_MAX, hashed_name
 
@@ -801,23 +803,25 @@ def test_an_abort_that_waits_for_servers_when_the_helper_stops_is_refused_and_st
 
 def broken_from(world: World, first: Callable[[UploadRecord], bool], *, hangs: bool = False) -> None:
     """Start the helper again with a ledger whose disk fails (or `hangs`) from the first record on that is as `first`
-    says."""
+    says, until `World.mend_ledger`."""
     broken = False
 
     def apply(file_apply: Callable[[list[Change]], None], changes: list[Change]) -> Deferred[None] | None:
         nonlocal broken
-        broken |= any(first(record_of(row)) for change in changes if change.sql == PUT_UPLOAD for row in change.rows)
+        if not broken and any(
+                first(record_of(row)) for change in changes if change.sql == PUT_UPLOAD for row in change.rows):
+            broken = True
+            if not hangs:
+                world.break_ledger(OSError(errno.EIO, "broken"))
         if broken and hangs:
             return Deferred()
-        if broken:
-            raise OSError(errno.EIO, "broken")
         file_apply(changes)
         return None
 
     def in_thread(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
-        if arguments:
+        if function == world._ledger_file.apply:
             return world.in_thread(apply, function, *arguments, process=world.process)
-        return world.in_thread(function, process=world.process)
+        return world.in_thread(function, *arguments, process=world.process)
 
     world.stop()
     world.start(in_ledger_thread=in_thread)
@@ -829,33 +833,132 @@ def test_an_upload_that_cannot_be_recorded_is_not_opened(world: World) -> None:
     for _ in range(2):
         refusal = caller.refusal("open", PARAMETERS.to_wire())
         assert refusal.code == "spool-failed"
+        assert refusal.fields() == {"reason": "ledger: EIO (Input/output error)"}
         assert caller.refusal("put_ciphertext", 0, CIPHERTEXT).code == "unknown-upload"
     assert not world.spool_files()
     assert world.uploads.get_stats()["streaming_helper.open"] == 0
+    assert world.uploads.room.used == 0
+    assert snapshot(world.uploads).not_recording == "ledger: EIO (Input/output error)"
+    world.mend_ledger()
+    world.wait(10)
+    assert snapshot(world.uploads).not_recording == ""
+    caller.open()
+    caller.put_all()
+    assert caller.finish().fields["ueb"] == expected(DATA, PARAMETERS).ueb
 
 
-def test_a_storage_index_that_cannot_be_recorded_is_refused(world: World) -> None:
+def test_a_storage_index_that_cannot_be_recorded_is_not_acknowledged_before_it_is(world: World) -> None:
     broken_from(world, lambda record: record.storage_index is not None)
     caller = Caller(world)
     caller.open()
-    assert caller.refusal("assign", SI).code == "spool-failed"
+    waiting = caller.begin("assign", SI)
+    world.wait(60)
+    assert waiting == []
+    world.mend_ledger()
+    world.wait(10)
+    assert waiting[0].fields == {"state": b"open"}
+    assert [record.storage_index for record in world.records()] == [SI]
+
+
+def test_ciphertext_goes_on_while_nothing_can_be_recorded(world: World) -> None:
+    caller = Caller(world)
+    caller.open()
+    world.break_ledger()
+    world.wait(2 * SMALL.sweep_interval)
+    caller.put_all()
+    other = Caller(world, 2)
+    assert other.refusal("open", PARAMETERS.to_wire()).code == "spool-failed"
+    waiting = caller.begin("assign", SI)
+    world.turn()
+    world.restart()
+    assert waiting[0].check(HelperLost)
+    assert Caller(world)("status").number("durable") == len(CIPHERTEXT)
 
 
 @pytest.mark.parametrize("staging", [0, 10])
-def test_a_finish_whose_decision_cannot_be_recorded_fails_and_nothing_is_published(staging: int) -> None:
+@pytest.mark.parametrize("pause", [10, HOUR])
+def test_a_finish_whose_decision_cannot_be_recorded_waits_and_nothing_is_published(staging: int, pause: float) -> None:
+    with World(10, staging=staging) as world, capturedLogs() as logged:
+        broken_from(world, lambda record: record.state == "publishing")
+        caller = Caller(world)
+        caller.open()
+        caller.put_all()
+        waiting = caller.begin("finish", *finish_arguments())
+        world.wait(pause)
+        status = caller("status")
+        assert (status.fields["state"], status.fields["paused"]) == (b"ready", 1)
+        assert status.fields["waits-for"] == b"disk: ledger: EIO (Input/output error)"
+        assert snapshot(world.uploads).waiting["disk"] == 1
+        assert not any(server.published for server in world.grid.servers)
+        world.mend_ledger()
+        world.wait(10)
+        assert waiting[0].fields["ueb"] == expected(DATA, PARAMETERS).ueb
+        world.wait(200)
+        world.check_shares(expected(DATA, PARAMETERS))
+        assert not world.spool_files()
+    texts = [formatEvent(event) for event in logged]
+    assert ("nothing can be recorded now, ledger: EIO (Input/output error): what should be waits, new uploads are "
+            "refused, and it is tried again every 5.0 s") in texts
+    short = hashed_name(an_id(1))[:8]
+    assert f"upload {short} waits for the disk of its records, ledger: EIO (Input/output error)" in texts
+    assert any(text.startswith(f"upload {short} goes on after ") for text in texts)
+    assert texts.count("the ledger is written again: all that waited is recorded") == 1
+
+
+@pytest.mark.parametrize("staging", [0, 10])
+def test_a_helper_killed_while_the_decision_cannot_be_recorded_has_published_nothing(staging: int) -> None:
     with World(10, staging=staging) as world:
         broken_from(world, lambda record: record.state == "publishing")
         caller = Caller(world)
         caller.open()
         caller.put_all()
-        assert caller.refusal("finish", *finish_arguments()).code == "spool-failed"
-        assert caller.state() == "failed"
+        caller.begin("finish", *finish_arguments())
         world.wait(10)
-        assert not any(server.published for server in world.grid.servers)
-        assert not world.grid.leftovers()
-        assert world.spool_files()  # the next run finds the upload open, and must find what was acknowledged
         world.restart()
+        assert not any(server.published for server in world.grid.servers)
+        assert Caller(world).state() == "open"
         assert Caller(world).finish().fields["ueb"] == expected(DATA, PARAMETERS).ueb
+
+
+def test_an_upload_may_be_aborted_while_nothing_can_be_recorded(world: World) -> None:
+    broken_from(world, lambda record: record.state == "publishing")
+    caller = Caller(world)
+    caller.open()
+    caller.put_all()
+    waiting = caller.begin("finish", *finish_arguments())
+    world.wait(10)
+    assert caller("abort").fields == {"state": b"aborted"}
+    assert waiting[0].value.code == "aborted"
+    assert world.spool_files()  # until it is recorded: the next run might find the upload open
+    world.mend_ledger()
+    world.wait(10)
+    world.check_nothing_left()
+    assert [record.state for record in world.records()] == ["aborted"]
+
+
+def test_nothing_expires_while_nothing_can_be_recorded() -> None:
+    with World(settings=attrs.evolve(SMALL, empty_expiry=1500)) as world:
+        caller = Caller(world)
+        caller.open()
+        world.break_ledger()
+        world.wait(2 * HOUR)
+        world.mend_ledger()
+        world.wait(10)
+        assert caller.state() == "open"
+
+
+def test_a_helper_that_stops_while_nothing_can_be_recorded_says_so_to_who_waits(world: World) -> None:
+    caller = Caller(world)
+    caller.open()
+    world.break_ledger()
+    world.wait(2 * SMALL.sweep_interval)
+    waiting = caller.begin("open", PARAMETERS.to_wire())
+    world.wait(10)
+    assert waiting == []
+    world.uploads.stop()
+    world.run(world.ledger.close())
+    world.turn()
+    assert waiting[0].value.code == "helper-stopping"
 
 
 @pytest.mark.parametrize("staging", [0, 10])
@@ -867,12 +970,30 @@ def test_a_result_that_cannot_be_recorded_is_answered_all_the_same(staging: int)
         caller.put_all()
         assert caller.finish().fields["ueb"] == expected(DATA, PARAMETERS).ueb
         assert caller.state() == "finished"
+        world.wait(200)
+        assert world.spool_files()
         world.restart()
         (record,) = world.records()
         assert record.state == "publishing"
+        world.mend_ledger()
         assert Caller(world).finish().fields["ueb"] == expected(DATA, PARAMETERS).ueb
         world.wait(200)
         world.check_shares(expected(DATA, PARAMETERS))
+
+
+def test_a_result_that_is_recorded_late_ends_the_spool_then(world: World) -> None:
+    broken_from(world, lambda record: record.state == "finished")
+    caller = Caller(world)
+    caller.open()
+    caller.put_all()
+    caller.finish()
+    world.wait(60)
+    assert world.spool_files()
+    world.mend_ledger()
+    world.wait(60)
+    assert [record.state for record in world.records()] == ["finished"]
+    assert not world.spool_files()
+    assert world.uploads.room.used == 0
 
 
 def test_a_kill_before_the_result_is_durable_loses_nothing(world: World) -> None:
