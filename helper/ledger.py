@@ -25,6 +25,7 @@ from helper.disk import fsync_directory, make_directory, reason_of
 from helper.errors import SpoolFailed
 from helper.spool import RunInThread
 from helper.upload_records import (
+    ADD_STAGINGS,
     ADD_UPTIME,
     ALL_UPLOADS,
     CREATE_UPLOADS,
@@ -42,6 +43,7 @@ LEDGER_NAME = "ledger.sqlite"
 SCHEMA: Sequence[Sequence[str]] = (
     (CREATE_UPLOADS,),
     ADD_UPTIME,
+    ADD_STAGINGS,
     (CREATE_RECORDS, CREATE_RECORDS_EXPIRY),
 )
 

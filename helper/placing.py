@@ -41,14 +41,6 @@ RETRY_INTERVAL = 5
 _ORDER_TAG = b"tahoe-stream order of servers v1:"
 
 
-def let_go_everywhere(grid: Grid, staging_secret: bytes, n: int) -> None:
-    """Remove whatever connected servers keep of the staged shares (N of them) of an upload that is over."""
-    target = Target(staging_secret)
-    for server in grid.servers_for(bytes(16)):
-        if server.stages:
-            server.let_go(target, range(n))
-
-
 class ShareHomes:
     """Keeps every share of `shares` on some server, as far as there are any.
 
@@ -62,7 +54,7 @@ class ShareHomes:
 
     def __init__(self, parameters: Parameters, shares: list[Share], pipeline: Pipeline, grid: Grid,
                  policy: AllocationPolicy, clock: IReactorTime, staging_secret: bytes, patience: Patience,
-                 on_change: Callable[[], None],
+                 on_change: Callable[[], None], on_staging: Callable[[bytes], Deferred[None]],
                  tell: Callable[[object], None], count: Callable[[str, int], None],
                  on_broken: Callable[[Failure], None]) -> None:
         self._parameters = parameters
@@ -72,6 +64,7 @@ class ShareHomes:
         self._policy = policy
         self._clock = clock
         self._on_change = on_change
+        self._on_staging = on_staging
         self._tell = tell
         self._count = count
         self._on_broken = on_broken
@@ -80,8 +73,11 @@ class ShareHomes:
         self._any_order = hashlib.sha256(_ORDER_TAG + staging_secret).digest()[:16]
         self._ranked: list[bytes] = []  # server IDs, as the client wants them
         self._homes_before: Mapping[int, bytes] = {}  # share number → server ID, of an earlier run
-        self._had_earlier_run = False
-        self._decided_before = False  # an earlier run has decided to publish
+        self._sealed_before: Mapping[int, bytes] = {}
+        self.believed: dict[int, int] = {}  # of shares that are not found again yet; see return_to
+        self._staged_on: set[bytes] = set()  # servers (IDs) of which it is recorded that they may have staged shares
+        #: Servers (IDs) that may keep staged shares which are not to be published.
+        self.disturbed: set[bytes] = set()
         self._staging_enough: bool | None = None  # see StagingEnough; None before shares are placed
         self._known_index: bytes | None = None  # perhaps not told to servers yet
         self._awaited: set[Deferred[StorageServer | None]] = set()  # servers that are away
@@ -101,11 +97,16 @@ class ShareHomes:
         """In which order the client wants servers (IDs) to be asked, from now on."""
         self._ranked = servers
 
-    def return_to(self, homes: Mapping[int, bytes], decided: bool) -> None:
-        """Shares (by number) were on these servers (IDs) in an earlier run of the helper, and may still be. `decided`:
-        to publish them."""
-        self._homes_before, self._decided_before = homes, decided
-        self._had_earlier_run = True
+    def return_to(self, homes: Mapping[int, bytes], sealed: Mapping[int, bytes], staged_on: frozenset[bytes],
+                  believed: Mapping[int, int]) -> None:
+        """Shares (by number) were on these servers (IDs) in an earlier run of the helper, and may still be. `sealed`
+        were prepared there when it was decided to publish them. `staged_on`: wherever anything may be staged.
+        `believed`: how much (bytes of ciphertext) of what they then hold of a share is believed; all, if it is not in
+        it."""
+        self.believed = dict(believed)
+        self._homes_before, self._sealed_before = homes, sealed
+        self._staged_on |= staged_on
+        self.disturbed |= staged_on
 
     def use_storage_index(self, storage_index: bytes) -> None:
         """All servers may be told it: those that wait for it get their shares now. No-op the second time."""
@@ -148,15 +149,11 @@ class ShareHomes:
             self._check_enough()
 
     def let_go_of_absent(self) -> None:
-        """Of what servers keep that are away."""
+        """Of what servers keep that are away, as soon as they are back. If this run does not live to see that, another
+        will (leftovers.py)."""
         for share in self._shares:
             if share.state is ShareState.AWAY and share.server is not None:
                 share.server.let_go(self._target, [share.shnum])
-
-    def let_go_of_strays(self) -> None:
-        """The upload is over: remove what an earlier run, killed before it could record that, had staged anywhere."""
-        if self._had_earlier_run:
-            let_go_everywhere(self._grid, self._target.staging_secret, len(self._shares))
 
     # -- placing -----------------------------------------------------------------------------------------
 
@@ -231,8 +228,6 @@ class ShareHomes:
             return
         generations = [(share, share.generation) for share in shares]
         self._watch(server)
-        for share in shares:
-            self.calls.asked(share, "allocate")
         d = Deferred.fromCoroutine(self._allocated(server, generations))
         self.pending.add(d)
 
@@ -247,6 +242,15 @@ class ShareHomes:
         d.addErrback(self._on_broken)
 
     async def _allocated(self, server: StorageServer, generations: list[tuple[Share, int]]) -> None:
+        if server.stages and server.server_id not in self._staged_on:
+            # First, so that whatever becomes of us is removed there in the end.
+            await self._on_staging(server.server_id)
+            self._staged_on.add(server.server_id)
+            generations = [(share, generation) for share, generation in generations if share.generation == generation]
+            if self.stopped or not generations:
+                return
+        for share, _generation in generations:
+            self.calls.asked(share, "allocate")
         allocation = await self.allocation(server, len(generations))
         if allocation.file_bound < self.durable:
             raise ServerRefused("has no room for the file as it is now")
@@ -296,19 +300,49 @@ class ShareHomes:
         """Continue a share where the server has it from before."""
         size = self._pipeline.segment_size
         block_size = 0 if size is None else size // self._parameters.k
-        if sink.prepared and not (share.sealed_here or self._decided_before):
-            # An earlier run's `finish` was not decided, and the file may have grown since: other bytes, even if not
-            # more of them in this share.
+        if sink.prepared and not self._sealed_by_us(share):
+            # The `finish` of an earlier run was not decided, and the file may have grown since: other bytes, even if
+            # not more of them in this share.
             self._stage_anew(share)
         elif sink.prepared:
             share.next_segment = share.segments_held = ALL_SEGMENTS
             share.ended = True
+        elif not self._begun_by_us(share, sink):
+            self._stage_anew(share)
         elif size is not None:
             # What we have not made durable we have not pushed, whatever the server says.
             held = min(max(0, sink.held - DATA_OFFSET) // block_size, self.durable // size)
             share.next_segment = share.segments_held = held
             self._count("bytes_pushed_again", max(0, share.segments_before - held) * block_size)
         share.segments_before = 0
+
+    def _begun_by_us(self, share: Share, sink: ShareSink) -> bool:
+        """Whether what a server holds of a share are blocks of this file. The `finish` of an earlier run, if it was not
+        decided, has perhaps ended the share; where the file has grown since, that is not what the blocks are now."""
+        if share.server is None or share.server.server_id in share.known_on:
+            return True
+        server_id, claimed, size = share.server.server_id, sink.held - DATA_OFFSET, self._pipeline.segment_size
+        if claimed > 0:
+            if self._homes_before.get(share.shnum) != server_id:
+                return False
+            believed = self.believed.get(share.shnum)
+            if believed is not None and (size is None or claimed > believed // size * (size // self._parameters.k)):
+                return False
+        share.known_on.add(server_id)
+        self.believed.pop(share.shnum, None)
+        return True
+
+    def _sealed_by_us(self, share: Share) -> bool:
+        """Whether what its server has prepared is of the file that is published: prepared for that, by this run or when
+        an earlier one decided. What was prepared for an earlier `finish`, and not seen since, is not."""
+        server_id = None if share.server is None else share.server.server_id
+        return server_id in share.sealed_on or (
+            server_id is not None and self._sealed_before.get(share.shnum) == server_id)
+
+    def _leave(self, share: Share, state: ShareState) -> ShareSink | None:
+        if share.server is not None and share.server.stages:
+            self.disturbed.add(share.server.server_id)
+        return share.leave(state)
 
     def _stage_anew(self, share: Share) -> None:
         """Let the server remove the share, and begin it again there: once, whatever the server says then."""
@@ -346,7 +380,7 @@ class ShareHomes:
         if share.server is not None:
             share.tried.add(share.server.server_id)
             self._count("shares_lost", 1)
-        sink = share.leave(ShareState.LOST)
+        sink = self._leave(share, ShareState.LOST)
         if sink is not None:
             sink.abort()
         elif share.server is not None:
@@ -439,7 +473,7 @@ class ShareHomes:
             return
         for share in shares:
             before = share.segments_held
-            share.leave(ShareState.AWAY)
+            self._leave(share, ShareState.AWAY)
             share.segments_before = before
         self._await(server, [(share, share.generation) for share in shares], self._patience.away)
         if self.placed:
@@ -496,7 +530,7 @@ class ShareHomes:
         server = shares[0].server
         if server is None:
             raise ValueError("no server")
-        sinks = [share.leave(ShareState.ALLOCATING) for share in shares]
+        sinks = [self._leave(share, ShareState.ALLOCATING) for share in shares]
         generations = [share.generation for share in shares]
 
         def aborted(_results: object) -> None:

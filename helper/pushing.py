@@ -43,17 +43,22 @@ ABANDON_PATIENCE = 5
 
 
 class SharePusher:
-    """Places the shares of one upload and pushes them. Tells the session's events to `tell`, `on_homes` which
-    server (ID) each share is on whenever that changes, `on_progress` when a share has come further than it ever was,
-    `on_settled` which shares were given up when all others are closed, and `count` what adds to counters."""
+    """Places the shares of one upload and pushes them.
+
+    Tells the session's events to `tell`; `on_homes` which server (ID) each share is on, and of which not all is
+    believed that is there from earlier runs (see ShareHomes.return_to), whenever that changes;
+    `on_staging` of a server (ID) before it is asked to stage anything, which waits until that fires; `on_progress` when
+    a share has come further than it ever was; `on_settled` which shares were given up when all others are closed; and
+    `count` what adds to counters.
+    """
 
     log = Logger()
 
     def __init__(self, parameters: Parameters, pipeline: Pipeline, grid: Grid, policy: AllocationPolicy,
                  clock: IReactorTime, staging_secret: bytes, patience: Patience, random_below: Callable[[int], int],
-                 tell: Callable[[object], None], on_homes: Callable[[Mapping[int, bytes]], None],
-                 on_progress: Callable[[], None], count: Callable[[str, int], None],
-                 on_settled: Callable[[list[int]], None]) -> None:
+                 tell: Callable[[object], None], on_homes: Callable[[Mapping[int, bytes], Mapping[int, int]], None],
+                 on_staging: Callable[[bytes], Deferred[None]], on_progress: Callable[[], None],
+                 count: Callable[[str, int], None], on_settled: Callable[[list[int]], None]) -> None:
         self._parameters = parameters
         self._pipeline = pipeline
         self._clock = clock
@@ -65,7 +70,7 @@ class SharePusher:
         self._on_settled = on_settled
         self._shares = [Share(shnum) for shnum in range(parameters.n)]
         self._homes = ShareHomes(parameters, self._shares, pipeline, grid, policy, clock, staging_secret, patience,
-                                 self._soon, tell, count, self._broken)
+                                 self._soon, on_staging, tell, count, self._broken)
         self._growth = ShareGrowth(parameters, self._shares, pipeline, policy, self._homes, self._soon, self._broken)
         self._in_flight_limit = min(IN_FLIGHT_PER_SHARE_MAX, IN_FLIGHT_MAX // parameters.n)
         self._begun = self._publish = self._answered = self._ready_told = False
@@ -73,6 +78,7 @@ class SharePusher:
         self._stopped = self._settled = False
         self._durable = self._pushed = 0
         self._told_homes: Mapping[int, bytes] = {}
+        self._told_believed: Mapping[int, int] = {}
         self._update_call: IDelayedCall | None = None
         self._timers: dict[str, IDelayedCall] = {}
 
@@ -82,10 +88,22 @@ class SharePusher:
         """In which order (of server IDs) the client wants servers to be asked."""
         self._homes.rank(servers)
 
-    def return_to(self, homes: Mapping[int, bytes], decided: bool) -> None:
+    def return_to(self, homes: Mapping[int, bytes], sealed: Mapping[int, bytes], staged_on: frozenset[bytes],
+                  believed: Mapping[int, int]) -> None:
         """See ShareHomes."""
-        self._told_homes = homes
-        self._homes.return_to(homes, decided)
+        self._told_homes, self._told_believed = homes, dict(believed)
+        self._homes.return_to(homes, sealed, staged_on, believed)
+
+    @property
+    def sealed(self) -> Mapping[int, bytes]:
+        """On which server (ID) each share is complete that is staged and not published."""
+        return {s.shnum: s.server.server_id for s in self._shares
+                if s.state in (ShareState.READY, ShareState.PUBLISHING) and s.server is not None and s.server.stages}
+
+    @property
+    def disturbed(self) -> frozenset[bytes]:
+        """See ShareHomes."""
+        return frozenset(self._homes.disturbed)
 
     def use_storage_index(self, storage_index: bytes) -> None:
         """Servers that want the storage index first may be told it."""
@@ -130,7 +148,6 @@ class SharePusher:
         self._homes.let_go_of_absent()
         sinks = [share.leave(ShareState.LOST) for share in self._shares]
         waiting = [*self._homes.pending, *(sink.abort() for sink in sinks if sink is not None)]
-        self._homes.let_go_of_strays()
         self.stop()
         done: Deferred[None] = Deferred()
         timer = self._clock.callLater(ABANDON_PATIENCE, done.callback, None)
@@ -198,9 +215,11 @@ class SharePusher:
 
     def _tell_homes(self) -> None:
         homes = {s.shnum: s.server.server_id for s in self._shares if s.state in LIVE and s.server is not None}
-        if self._homes.placed and homes != self._told_homes:
-            self._told_homes = homes
-            self._on_homes(homes)
+        believed = {shnum: size for shnum, size in self._homes.believed.items()
+                    if homes.get(shnum) == self._told_homes.get(shnum)}
+        if self._homes.placed and (homes, believed) != (self._told_homes, self._told_believed):
+            self._told_homes, self._told_believed = homes, believed
+            self._on_homes(homes, believed)
 
     def _position(self, share: Share) -> int:
         """Bytes of ciphertext whose blocks the server has."""
@@ -357,7 +376,9 @@ class SharePusher:
                     verifying = Deferred.fromCoroutine(self._verify_existing(share.shnum, share.existing))
                     self._ask(share, "verify", verifying, self._closed)
                 elif share.ended and not share.unacknowledged and share.sink is not None:
-                    share.sealing = share.sealed_here = True
+                    share.sealing = True
+                    if share.server is not None:
+                        share.sealed_on.add(share.server.server_id)
                     sealing = share.sink.seal(storage_index, completion.layout.share_size)
                     self._ask(share, "seal", sealing, self._became_ready)
             elif share.state is ShareState.READY and self._publish and share.sink is not None:
@@ -435,7 +456,6 @@ class SharePusher:
                 s.state in (ShareState.CLOSED, ShareState.LOST) for s in self._shares):
             self._settled = True
             missing = [s.shnum for s in self._shares if s.state is ShareState.LOST]
-            self._homes.let_go_of_strays()
             self.stop()
             self._on_settled(missing)
 

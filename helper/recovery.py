@@ -96,9 +96,10 @@ class Recovery:
         d.addCallback(lambda _none: self._recovered(upload))
         d.addCallback(lambda _none: then())
 
-    def _read_through(self, upload: Upload, spool_file: SpoolFile) -> None:
-        if not self._stopped:
-            upload.resume(spool_file)
+    def _read_through(self, upload: Upload, spool_file: SpoolFile) -> Deferred[None]:
+        if self._stopped:
+            return succeed(None)
+        return upload.resume(spool_file).addErrback(lambda _stopped: None)  # else it waits until that is recorded
 
     def _damaged(self, upload: Upload, failure: Failure) -> None:
         if self._stopped:

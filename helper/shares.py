@@ -55,7 +55,10 @@ class Share:
     #: Grows with every new home; answers to an older one are ignored.
     generation: int = 0
     staged_anew_on: bytes | None = None  # a server (ID) that was told to remove what it said it had prepared
-    sealed_here: bool = False  # this run of the helper has asked for it: what is prepared is of this very file
+    #: On which servers (IDs) this run of the helper has asked for it: what is prepared there is of this very file.
+    sealed_on: set[bytes] = attrs.field(factory=set)
+    #: On which servers (IDs) this run has begun it, or found what it believes: what they hold is of this very file.
+    known_on: set[bytes] = attrs.field(factory=set)
     segments_before: int = 0  # acknowledged by the server before it went away
     tried: set[bytes] = attrs.field(factory=set)  # servers that this share was lost on
     furthest: tuple[bool, int] = (False, 0)  # whether it was ever closed, and the furthest that it came; in this run

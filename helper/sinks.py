@@ -117,6 +117,10 @@ class StorageServer(Protocol):
         """Keep its shares of `storage_index` from expiring, for as long as if they were new. Fails if the server
         does not answer."""
 
+    def remove_staged(self, target: Target, shnums: Sequence[int], /) -> Deferred[None]:
+        """Remove what it keeps of shares without a storage index; fires when nothing of them is left. Fails if it is
+        not connected, refuses, or keeps none."""
+
     def on_disconnect(self, callback: Callable[[], None], /) -> Callable[[], None]:
         """Be told (once) when the connection is gone; returns what cancels that."""
 
@@ -137,7 +141,10 @@ class AbsentServer:
         return fail(ServerRefused("is not connected"))
 
     def let_go(self, _target: Target, _shnums: Sequence[int]) -> None:
-        pass  # it expires there
+        pass  # it is told when the upload is over (leftovers.py)
+
+    def remove_staged(self, _target: Target, _shnums: Sequence[int]) -> Deferred[None]:
+        return fail(ServerRefused("is not connected"))
 
     def shares_of(self, _storage_index: bytes) -> Deferred[dict[int, ExistingShare]]:
         return fail(ServerRefused("is not connected"))

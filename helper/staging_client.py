@@ -99,6 +99,10 @@ class StagingStorageServer:
     def add_lease(self, storage_index: bytes) -> Deferred[None]:
         return self.stock.add_lease(storage_index)
 
+    def remove_staged(self, target: Target, shnums: Sequence[int]) -> Deferred[None]:
+        name = staging_name(target.staging_secret, self.server_id)
+        return _ask(self.link, "abort", name, list(shnums)).addCallback(_done)
+
     def on_disconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
         rref = self.link.rref
         if rref is None:  # as Foolscap does for a reference that is dead

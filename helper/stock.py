@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 from allmydata.immutable.layout import ReadBucketProxy
 from foolscap.api import Referenceable
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 
 from helper.layout import HEADER_VERSION
 from helper.placement import Allocation
@@ -67,6 +67,9 @@ class StockServer:
 
     def let_go(self, _target: Target, _shnums: Sequence[int]) -> None:
         pass  # nothing outlives the connection
+
+    def remove_staged(self, _target: Target, _shnums: Sequence[int]) -> Deferred[None]:
+        return fail(ServerRefused("keeps no staged shares"))
 
     async def existing_shares(self, storage_index: bytes, shnums: Collection[int]) -> dict[int, ExistingShare]:
         """Those of `shnums` that readers of `storage_index` find on this server."""

@@ -17,17 +17,17 @@ from twisted.python.failure import Failure
 from helper import errors, events
 from helper.block_memory import BlockMemory
 from helper.ledger import Ledger
+from helper.leftovers import Leftovers
 from helper.parameters import Parameters
 from helper.pauses import SERVERS, Pauses
 from helper.pipeline import Pipeline
 from helper.placement import AllocationPolicy
-from helper.placing import let_go_everywhere
 from helper.pushing import SharePusher
 from helper.room import SpoolRoom
 from helper.session import ENDED, Limits, Session, State
 from helper.settings import Settings
 from helper.shares import ShareStatus
-from helper.sinks import Grid, StorageServer
+from helper.sinks import Grid, StorageServer, Target
 from helper.spool import RunInThread, SpoolFile
 from helper.upload_records import SECRET_SIZE, Finish, UploadRecord
 from helper.uptime import Uptime
@@ -61,6 +61,7 @@ class Services:
     memory: BlockMemory
     count: Callable[[str, int], None]
     uptime: Uptime
+    leftovers: Leftovers
 
 
 @attrs.frozen
@@ -110,20 +111,31 @@ class Upload:
         policy = AllocationPolicy(p.k, p.n, p.max_segment_size, s.settings.first_bound)
         pusher = SharePusher(
             p, pipeline, s.grid, policy, s.clock, self._record.staging_secret, s.settings.patience, secrets.randbelow,
-            self.tell, self._homes_changed, self._shares_progress, s.count, self._settled)
+            self.tell, self._homes_changed, self._will_stage_on, self._shares_progress, s.count, self._settled)
         self._working = _Work(spool_file, pipeline, pusher)
 
-    def resume(self, spool_file: SpoolFile) -> None:
-        """An upload of an earlier run, whose ciphertext is in `spool_file`."""
+    def resume(self, spool_file: SpoolFile) -> Deferred[None]:
+        """An upload of an earlier run, whose ciphertext is in `spool_file`. Fires when it may grow."""
         self.begin(spool_file)
         self._services.room.resume(self.name, self._record.parameters.size, spool_file.durable)
+        grows = self._record.finish is None and bool(self._record.homes)
+        if grows:
+            self._believe_no_more_than(spool_file.durable)
         r, work = self._record, self._work
         if r.order is not None:
             work.pusher.rank([r.servers[i] for i in r.order])
-        work.pusher.return_to(r.homes, decided=r.finish is not None)
+        work.pusher.return_to(r.homes, r.sealed, r.staged_on, r.believed)
         work.pipeline.set_durable(spool_file.durable)
         work.pusher.set_durable(spool_file.durable)
         self.tell(self._resumed(spool_file.durable, r.error, unplaced=True))
+        return self.save() if grows else succeed(None)
+
+    def _believe_no_more_than(self, durable: int) -> None:
+        """Of the blocks that servers have from earlier runs. Beyond may be what a `finish` has written; that is never
+        found out any more, by later runs too, once the file is longer."""
+        before = self._record.believed
+        self._record = attrs.evolve(self._record, believed={
+            shnum: min(durable, before.get(shnum, durable)) for shnum in self._record.homes})
 
     def resume_without_spool(self, error: errors.StreamingError | None,
                              remove_spool: Callable[[], None] = lambda: None) -> None:
@@ -135,6 +147,8 @@ class Upload:
             self._services.count(self.session.state.value, 1)
             self._end_recorded = self._whether_recorded(self.save())
         self.when_end_recorded(self._remove_spool)
+        if self.over:
+            self._remove_staged()
 
     def _resumed(self, durable: int, error: errors.StreamingError | None, unplaced: bool) -> events.Resumed:
         r, f = self._record, self._record.finish
@@ -328,6 +342,7 @@ class Upload:
             raise ValueError("nothing to publish")
         self._record = attrs.evolve(
             self._record, state=State.PUBLISHING.value, storage_index=finish.storage_index, ueb=self.session.ueb,
+            sealed=self._work.pusher.sealed,
             finish=Finish(finish.size, finish.crypttext_hash, finish.crypttext_root_hash),
             touched=self._services.clock.seconds(), wanted_at=self._services.uptime.seconds)
         self._services.ledger.write(self._record).addCallbacks(
@@ -345,11 +360,23 @@ class Upload:
         if self._working is not None:
             self._working.pipeline.stop()
             self._abandoned = self._working.pusher.abandon()
-        else:  # what was prepared is still staged
-            record = self._record
+        else:
             self._abandoned = succeed(None)
-            let_go_everywhere(self._services.grid, record.staging_secret, record.parameters.n)
+        self._remove_staged()
         self._abandoned.addCallback(lambda _ignored: self.tell(events.Abandoned()))
+
+    def _remove_staged(self) -> None:
+        """The upload is over: nothing of it shall stay staged anywhere."""
+        record = self._record
+        if record.staged_on:
+            self._services.leftovers.add(self.name, Target(record.staging_secret), range(record.parameters.n),
+                                         record.staged_on, self._staged_removed)
+
+    def _staged_removed(self, server_id: bytes) -> None:
+        """One server has nothing of it any more; when the last has not, that is recorded."""
+        self._record = attrs.evolve(self._record, staged_on=self._record.staged_on - {server_id})
+        if not self._record.staged_on:
+            self._save_in_background()
 
     def _drop_spool(self) -> None:
         self._unstored.clear()
@@ -412,10 +439,15 @@ class Upload:
             self.tell(events.Completed(completion.hashes, completion.ueb))
         self._work.pusher.blocks_changed()
 
-    def _homes_changed(self, homes: Mapping[int, bytes]) -> None:
-        """Shares have other homes than before: after a restart they are looked for there."""
-        self._record = attrs.evolve(self._record, homes=homes)
+    def _homes_changed(self, homes: Mapping[int, bytes], believed: Mapping[int, int]) -> None:
+        """Shares have other homes than before, or were found there: after a restart they are looked for there."""
+        self._record = attrs.evolve(self._record, homes=homes, believed=believed)
         self._save_in_background()
+
+    def _will_stage_on(self, server_id: bytes) -> Deferred[None]:
+        """Fires when it is recorded that this server may have staged shares."""
+        self._record = attrs.evolve(self._record, staged_on=self._record.staged_on | {server_id})
+        return self.save()
 
     def _shares_progress(self) -> None:
         """Publication gets on. Before it was decided, pushing is no sign that somebody wants the upload."""
@@ -432,6 +464,9 @@ class Upload:
                           upload=self.short, missing=missing)
         else:
             self.log.info("upload {upload}: every share is placed", upload=self.short)
+        self._record = attrs.evolve(self._record, staged_on=self._record.staged_on & self._work.pusher.disturbed)
+        self._save_in_background()
+        self._remove_staged()
         self._work.pipeline.stop()
         self._drop_spool()
 
@@ -514,6 +549,7 @@ class Upload:
 
     def forget(self) -> None:
         """Nobody can ask for the result any more: let go of whatever is still under way for it."""
+        self._services.leftovers.forget(self.name)
         if self._working is not None:
             self._working.pipeline.stop()
             self._remove_spool()

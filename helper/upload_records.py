@@ -35,9 +35,12 @@ class UploadRecord:
     """One upload.
 
     `servers` are the IDs of storage servers as they were told to the client; `order` are indices of them. `homes` says
-    on which server each share was last. `opened` and `touched` are seconds since the epoch, and only shown;
-    `wanted_at` is the helper's uptime (uptime.py) when somebody last called for it, or it ended. `error` is why an
-    upload ended without a result; errors of one code are one class here (SpoolDamaged comes back as SpoolFailed).
+    on which server each share was last, `sealed` on which server shares were prepared when publication was decided,
+    `staged_on` which servers may have staged shares of it. `believed`, of shares that were not found again since the
+    helper last started: of how many bytes of ciphertext their servers may have whole blocks. `opened` and `touched` are
+    seconds since the epoch, and only shown; `wanted_at` is the helper's uptime (uptime.py) when somebody last called
+    for it, or it ended. `error` is why an upload ended without a result; errors of one code are one class here
+    (SpoolDamaged comes back as SpoolFailed).
     """
 
     name: str
@@ -54,6 +57,9 @@ class UploadRecord:
     finish: Finish | None = None
     ueb: bytes | None = attrs.field(default=None, repr=False)
     error: StreamingError | None = None
+    staged_on: frozenset[bytes] = frozenset()
+    sealed: Mapping[int, bytes] = attrs.field(factory=dict)
+    believed: Mapping[int, int] = attrs.field(factory=dict)
 
 
 #: One step of the ledger's schema.
@@ -88,10 +94,17 @@ ADD_UPTIME = (
     "INSERT INTO helper VALUES (0)",
 )
 
+#: And another.
+ADD_STAGINGS = (
+    "ALTER TABLE uploads ADD COLUMN staged_on TEXT NOT NULL DEFAULT '[]'",  # JSON list of hexadecimal IDs
+    "ALTER TABLE uploads ADD COLUMN sealed TEXT NOT NULL DEFAULT '{}'",  # as homes
+    "ALTER TABLE uploads ADD COLUMN believed TEXT NOT NULL DEFAULT '{}'",  # JSON object of share numbers and bytes
+)
+
 #: In the order of `row_of`.
 COLUMNS = ("name", "k", "happy", "n", "max_segment_size", "size", "state", "staging_secret", "opened", "touched",
            "servers", "server_order", "homes", "storage_index", "finish_size", "crypttext_hash",
-           "crypttext_root_hash", "ueb", "error", "wanted_at")
+           "crypttext_root_hash", "ueb", "error", "wanted_at", "staged_on", "sealed", "believed")
 
 _NAMES = ", ".join(COLUMNS)
 #: Add or replace the upload of a row.
@@ -107,9 +120,10 @@ def row_of(record: UploadRecord) -> tuple[Any, ...]:
     error = None if record.error is None else json.dumps([record.error.code, record.error.fields()])
     row = (record.name, p.k, p.happy, p.n, p.max_segment_size, p.size, record.state, record.staging_secret,
            record.opened, record.touched, json.dumps([s.hex() for s in record.servers]), order,
-           json.dumps({shnum: s.hex() for shnum, s in record.homes.items()}), record.storage_index,
+           _homes_as_text(record.homes), record.storage_index,
            f and f.size, f and f.crypttext_hash, f and f.crypttext_root_hash, record.ueb, error,
-           record.wanted_at)
+           record.wanted_at, json.dumps(sorted(s.hex() for s in record.staged_on)), _homes_as_text(record.sealed),
+           json.dumps(dict(record.believed)))
     record_of(row)  # with one bad row the helper could not start again
     return row
 
@@ -117,20 +131,31 @@ def row_of(record: UploadRecord) -> tuple[Any, ...]:
 def record_of(row: tuple[Any, ...]) -> UploadRecord:
     """The record in a row of COLUMNS. Raises ValueError if there is none in it."""
     (name, k, happy, n, max_segment_size, size, state, staging_secret, opened, touched, servers, order, homes,
-     storage_index, finish_size, crypttext_hash, crypttext_root_hash, ueb, error, wanted_at) = row
+     storage_index, finish_size, crypttext_hash, crypttext_root_hash, ueb, error, wanted_at, staged_on,
+     sealed, believed) = row
     try:
         wire = {b"k": k, b"happy": happy, b"n": n, b"max-segment-size": max_segment_size}
         record = UploadRecord(
             name, Parameters.from_wire(wire if size is None else {**wire, b"size": size}), state, staging_secret,
             opened, touched, wanted_at, tuple(bytes.fromhex(s) for s in json.loads(servers)),
             None if order is None else tuple(json.loads(order)),
-            {int(shnum): bytes.fromhex(s) for shnum, s in json.loads(homes).items()}, storage_index,
+            _homes_in(homes), storage_index,
             None if finish_size is None else Finish(finish_size, crypttext_hash, crypttext_root_hash), ueb,
-            None if error is None else _error_of(*json.loads(error)))
+            None if error is None else _error_of(*json.loads(error)),
+            frozenset(bytes.fromhex(s) for s in json.loads(staged_on)), _homes_in(sealed),
+            {int(shnum): int(size) for shnum, size in json.loads(believed).items()})
     except (TypeError, AttributeError, StreamingError) as e:
         raise ValueError(str(e)) from e
     _check(record)
     return record
+
+
+def _homes_as_text(homes: Mapping[int, bytes]) -> str:
+    return json.dumps({shnum: server_id.hex() for shnum, server_id in homes.items()})
+
+
+def _homes_in(text: str) -> dict[int, bytes]:
+    return {int(shnum): bytes.fromhex(server_id) for shnum, server_id in json.loads(text).items()}
 
 
 def _error_of(code: str, fields: dict[str, Any]) -> StreamingError:

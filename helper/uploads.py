@@ -17,6 +17,7 @@ from helper.dedup import Deduplication
 from helper.dedup_store import SealedRecords
 from helper.interfaces import SEEDS_MAX, STORAGE_INDEX_SIZE, UPLOAD_ID_SIZE
 from helper.ledger import Ledger, LedgerFailed, Recorded
+from helper.leftovers import Leftovers
 from helper.parameters import Parameters
 from helper.placement import staging_suffices
 from helper.pushing import ABANDON_PATIENCE
@@ -46,9 +47,10 @@ class Uploads:
         self._grid = grid
         self._clock = clock
         self._room = SpoolRoom(settings.room_limits, spool.free, clock)
+        self._leftovers = Leftovers(grid)
         self._uptime = Uptime(clock, 2.0 * settings.sweep_interval)
         self._services = Services(settings, grid, ledger, clock, encode_in_thread, self._room, BlockMemory(),
-                                  self._count, self._uptime)
+                                  self._count, self._uptime, self._leftovers)
         self._recovery = Recovery(spool, self._services)
         self._dedup = Deduplication(grid, SealedRecords(ledger, clock, settings.sealed_records_max), clock,
                                     settings.look_up_patience, self._being_placed, self._count)
@@ -81,6 +83,7 @@ class Uploads:
         self._stopping = True
         self._recovery.stop()
         self._room.stop()
+        self._leftovers.stop()
         if self._sweeper.running:
             self._sweeper.stop()
         for upload in self._by_name.values():
@@ -324,6 +327,7 @@ class Uploads:
         if self._ledger.failing:  # what nobody could write down has not been
             self._uptime.pause()
             return succeed(None)
+        self._leftovers.look()
         elapsed = self._uptime.step()
         gone: list[Upload] = []
         for upload in self._by_name.values():

@@ -14,3 +14,5 @@ Time in which the helper is down does not count towards the expiry of its upload
 never can be, since its servers or its ciphertext are lost, expires like any other.
 A helper whose ledger cannot be written, since its disk is full or fails, says so in its log and status, lets uploads wait
 that need it, and goes on by itself when it can; before, it had to be restarted.
+Shares that an upload has staged on a storage server which is away when the upload ends are removed when the server is back,
+also if the helper was restarted meanwhile; what a finish that came to nothing has left on servers is never published.

@@ -180,6 +180,9 @@ class FakeServer:
     def add_lease(self, storage_index: bytes) -> Deferred[None]:
         return self.request("lease", self.connection, lambda: self.leases.append(storage_index))
 
+    def remove_staged(self, _target: Target, _shnums: Sequence[int]) -> Deferred[None]:
+        return fail(ServerError("stages nothing"))
+
     def on_disconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
         number, self._next_watcher = self._next_watcher, self._next_watcher + 1
         if self.connected:
@@ -427,6 +430,13 @@ class FakeStagingServer(FakeServer):
     def let_go(self, target: Target, shnums: Sequence[int]) -> None:
         for shnum in shnums:
             self.abort_later((target.staging_secret, shnum))
+
+    def remove_staged(self, target: Target, shnums: Sequence[int]) -> Deferred[None]:
+        def remove() -> None:
+            for shnum in shnums:
+                self.staged.pop((target.staging_secret, shnum), None)
+
+        return self.request("abort", self.connection, remove)
 
     def room(self) -> int | None:
         """Bytes."""

@@ -216,8 +216,8 @@ def check_clients(world: SimulatedWorld) -> None:
 
 
 def leftovers(world: SimulatedWorld) -> list[str]:
-    """Names of servers with shares that nobody will end. On a staging server, what an earlier run left expires."""
-    return [server.name for server in world.servers if server.has_leftovers and not (world.ended and server.stages)]
+    """Names of servers with shares that nobody has ended."""
+    return [server.name for server in world.servers if server.has_leftovers]
 
 
 def check_end(world: SimulatedWorld) -> None:

@@ -20,7 +20,20 @@ from twisted.internet.task import deferLater
 
 from client_shim import outbox, reconnect, window
 from client_shim.errors import HelperLost
-from helper import events, ledger, placing, pushing, session, shares, spool, spool_file, spool_records, upload, uptime
+from helper import (
+    events,
+    ledger,
+    leftovers,
+    placing,
+    pushing,
+    session,
+    shares,
+    spool,
+    spool_file,
+    spool_records,
+    upload,
+    uptime,
+)
 from helper.ledger import Change
 from helper.session import State
 from helper.spool_records import HEADER_SIZE, Recovered
@@ -201,6 +214,10 @@ def _shares_left_behind(self: pushing.SharePusher) -> Any:
     return DeferredList([])
 
 
+async def _staged_unrecorded(_self: upload.Upload, _server_id: bytes) -> None:
+    pass
+
+
 def _answered_too_early(self: pushing.SharePusher) -> bool:
     return any(s.state is shares.ShareState.CLOSED for s in self._shares)
 
@@ -262,6 +279,10 @@ MUTANTS: dict[str, Mutant] = {
     "a share with a new server begins where others are": Mutant(
         active=_replacing(placing.ShareHomes, "_go_on", _begins_where_others_are)),
     "shares are left behind": Mutant(active=_replacing(pushing.SharePusher, "abandon", _shares_left_behind)),
+    "staged before it is recorded where": Mutant(
+        active=_replacing(upload.Upload, "_will_stage_on", _staged_unrecorded)),
+    "servers that were away are not told": Mutant(
+        active=_replacing(leftovers.Leftovers, "look", lambda _self: None)),
     "answered with too few shares": Mutant(
         active=_replacing(pushing.SharePusher, "_closed_enough", _answered_too_early)),
     "decided with too few shares": Mutant(active=_replacing(session.Session, "_completed", _ready_too_early)),

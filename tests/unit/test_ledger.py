@@ -127,6 +127,9 @@ RECORDS = st.builds(
     finish=st.none() | st.builds(Finish, st.integers(56, 2**53), st.binary(min_size=32, max_size=32),
                                  st.binary(min_size=32, max_size=32)),
     ueb=st.none() | st.binary(max_size=8192),
+    staged_on=st.frozensets(st.binary(max_size=40), max_size=5),
+    sealed=st.dictionaries(st.integers(0, 255), st.binary(max_size=40), max_size=5),
+    believed=st.dictionaries(st.integers(0, 255), st.integers(0, 2**53), max_size=5),
     error=st.sampled_from([None, Aborted(), Expired(604800), BadArgument("k", "a number ≥ 1", "\x00'\"")]),
 )
 
@@ -285,7 +288,7 @@ def test_a_ledger_of_before_uptime_was_counted(path: Path) -> None:
     """Its uploads were just called for, and not long ago."""
     older = LedgerFile(path, SCHEMA[:1])
     older.open()
-    columns = COLUMNS[:-1]
+    columns = [column for column in COLUMNS if column not in ("wanted_at", "staged_on", "sealed", "believed")]
     older.apply([Change(f"INSERT INTO uploads ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
                         [row_of(FULL)[:len(columns)]])])
     file = reopened(path, older)
@@ -393,6 +396,7 @@ def test_a_log_without_its_ledger(path: Path, file: LedgerFile) -> None:
     ("servers", "[", "Expecting value"), ("servers", "[5]", "fromhex"), ("server_order", "[0]", "order: expected"),
     ("error", '["no-such-code", {}]', "no-such-code"), ("error", '["expired", {"x": 1}]', "unexpected keyword"),
     ("staging_secret", b"", "staging_secret: expected a length of 32, got 0"), ("finish_size", 60, "crypttext_hash"),
+    ("staged_on", "[5]", "fromhex"), ("sealed", "[]", "items"), ("believed", '{"x": 1}', "invalid literal"),
     ("wanted_at", -1, "wanted_at: expected seconds, got -1"), ("wanted_at", "x", "wanted_at: expected seconds")])
 def test_a_row_that_cannot_be_understood(path: Path, file: LedgerFile, column: str, value: Any, text: str) -> None:
     file.apply([put(record()), Change(f"UPDATE uploads SET {column} = ?", [(value,)])])

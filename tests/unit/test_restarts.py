@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
 import pytest
 from fakes import FakeServer, FakeStagingServer, Fault
@@ -95,28 +97,171 @@ def test_staged_shares_continue_where_they_were() -> None:
         check_stored(world)
 
 
-@pytest.mark.parametrize("ended", ["finished", "aborted"])
-def test_shares_whose_homes_were_never_recorded_are_removed_in_the_end(ended: str) -> None:
+def test_nothing_is_staged_before_it_is_recorded_where() -> None:
     with World(12, staging=12) as world:
         world.run(world.link().open(ID, PARAMETERS.to_wire()))
         world.kill()
-        nothing_recorded: list[object] = []
-        world.start(in_ledger_thread=lambda *work: nothing_recorded.append(work) or Deferred())
+        asked: list[tuple[Deferred[object], Callable[..., object], tuple[object, ...]]] = []
+
+        def in_thread(function: Callable[..., object], *arguments: object) -> Deferred[object]:
+            asked.append((Deferred(), function, arguments))
+            return asked[-1][0]
+
+        world.start(in_ledger_thread=in_thread)
         send(world, 0, 5000)
-        away, *_others = [server for server in world.grid.staging if server.staged]
-        assert nothing_recorded
+        assert not any(server.staged for server in world.grid.staging)
+        world.wait(120)
+        assert not world.uploads.counters["servers_stalled"], "it is not the servers that keep us waiting"
+        recorded: frozenset[bytes] = frozenset()
+        while asked:
+            done, function, arguments = asked.pop(0)
+            done.callback(function(*arguments))
+            (record,) = world.records()
+            assert recorded <= record.staged_on
+            recorded = record.staged_on
+            world.turn()
+            assert {server.server_id for server in world.grid.staging if server.staged} <= recorded
+            world.wait(0.1)
+        assert len(recorded) == 10
+        assert {server.server_id for server in world.grid.staging if server.staged} == recorded
+
+
+@pytest.mark.parametrize("restarts", [0, 1, 3])
+@pytest.mark.parametrize("ended", ["finished", "aborted", "expired"])
+def test_what_was_staged_on_a_server_that_is_away_at_the_end_is_removed_when_it_is_back(
+        ended: str, restarts: int) -> None:
+    """Also if the helper is killed just after it was staged, and again before the server is back."""
+    with World(12, staging=12, settings=SHORT) as world:
+        world.run(world.link().open(ID, PARAMETERS.to_wire()))
+        link = world.link()
+        outcome(begin(link.put_ciphertext(ID, 0, CIPHERTEXT[:1000])))
+        while not any(server.staged for server in world.grid.staging):
+            world.clock.advance(0)
+        away = next(server for server in world.grid.staging if server.staged)
         world.kill()
         away.disconnect()
         world.start()
-        send(world, 5000, 20_000)
-        away.reconnect()
-        assert away.staged, "from the run before; its share has another home"
         if ended == "aborted":
             world.run(world.link().abort(ID))
-            world.check_nothing_left()
-        else:
+        elif ended == "finished":
+            send(world, world.run(world.link().status(ID)).number("durable"), 20_000)
             finish(world)
-            check_stored(world)
+        else:
+            world.wait(SHORT.idle_expiry + 8 * SHORT.sweep_interval)
+        world.wait(200)
+        assert world.only_upload().session.state.value == ended
+        assert away.staged
+        for _ in range(restarts):
+            world.restart()
+            world.wait(1)
+        away.reconnect()
+        world.wait(2 * SHORT.sweep_interval)
+        assert not world.grid.leftovers()
+        assert [record.staged_on for record in world.records()] == [frozenset()]
+        if ended == "finished":
+            world.check_shares(expected(DATA, PARAMETERS))
+        asked = [server.requests("abort") for server in world.grid.staging]
+        world.restart()
+        world.wait(3 * SHORT.sweep_interval)
+        assert asked == [server.requests("abort") for server in world.grid.staging], "nothing is left to tell"
+
+
+def test_a_server_that_does_not_do_what_it_is_told_is_told_again() -> None:
+    with World(12, staging=12, settings=SHORT) as world:
+        begin_upload(world)
+        deaf, lost, hung = [server for server in world.grid.staging if server.staged][:3]
+        for number in range(1, 4):
+            deaf.plan("abort", number, Fault.REFUSE)
+        lost.plan("abort", 1, Fault.DISCONNECT)
+        hung.hang()
+        world.run(world.link().abort(ID))
+        world.wait(SHORT.sweep_interval / 2)
+        assert hung.staged
+        lost.reconnect()
+        hung.disconnect()
+        hung.reconnect()
+        world.wait(4 * SHORT.sweep_interval)
+        world.check_nothing_left()
+        assert [record.staged_on for record in world.records()] == [frozenset()]
+
+
+def test_an_upload_that_nothing_went_wrong_with_tells_servers_nothing_in_the_end() -> None:
+    with World(12, staging=12) as world:
+        begin_upload(world, 20_000)
+        finish(world)
+        check_stored(world)
+        world.wait(3 * SMALL.sweep_interval)
+        assert not any(server.requests("abort") for server in world.grid.staging)
+        assert [record.staged_on for record in world.records()] == [frozenset()]
+
+
+def test_what_nobody_remembers_any_more_expires_on_its_server() -> None:
+    with World(12, staging=12, settings=attrs.evolve(SHORT, result_retention=3600)) as world:
+        begin_upload(world)
+        away = next(server for server in world.grid.staging if server.staged)
+        away.disconnect()
+        world.run(world.link().abort(ID))
+        world.wait(3600 + 3 * SHORT.sweep_interval)
+        assert not world.records()
+        assert not world.uploads._leftovers._left or not any(world.uploads._leftovers._left.values())
+
+
+def test_what_was_prepared_for_another_finish_is_not_published_after_two_crashes() -> None:
+    """One byte more, and its share is as long as before: only its content tells."""
+    with World(10, staging=10) as world:
+        begin_upload(world, 19_999)
+        keeps, *others = world.grid.staging
+        for server in others:
+            server.plan("seal", 1, Fault.HANG)
+        outcome(begin(world.link().finish(ID, 19_999, SI, *hashes(19_999))))
+        world.wait(2)
+        assert [share.prepared for share in keeps.staged.values()] == [True]
+        world.kill()
+        keeps.disconnect()
+        world.start()
+        send(world, 19_999, 20_000)
+        for server in others:
+            server.plan("publish", 1, Fault.HANG)
+        outcome(begin(world.link().finish(ID, 20_000, SI, *hashes())))
+        world.wait(2)
+        (record,) = world.records()
+        assert record.state == "publishing"
+        assert set(record.sealed.values()) == {server.server_id for server in others}
+        world.kill()
+        keeps.reconnect()
+        world.start()
+        assert finish(world) == expected(DATA, PARAMETERS).ueb
+        check_stored(world)
+        assert keeps.published
+
+
+@pytest.mark.parametrize("crashes", [1, 2])
+def test_what_was_written_to_end_a_share_is_not_taken_for_its_blocks_after_a_crash(crashes: int) -> None:
+    """A `finish` that was not decided has written a short block and hashes where there are full blocks now."""
+    with World(10, staging=10) as world:
+        begin_upload(world, 10_000)
+        for server in world.grid.staging:
+            server.plan("seal", 1, Fault.HANG)
+        outcome(begin(world.link().finish(ID, 10_000, SI, *hashes(10_000))))
+        world.wait(2)
+        away = world.grid.staging[:2]
+        for server in away:
+            for share in server.staged.values():
+                share.synced = len(share.data)
+        world.kill()
+        for server in away:
+            server.disconnect()
+        world.start()
+        send(world, 10_000, 15_000)
+        if crashes == 2:
+            world.restart()
+        send(world, 15_000, 20_000)
+        for server in away:
+            server.reconnect()
+        world.wait(5)
+        assert finish(world) == expected(DATA, PARAMETERS).ueb
+        check_stored(world)
+        assert all(server.published for server in away)
 
 
 def test_an_early_storage_index_is_remembered() -> None:

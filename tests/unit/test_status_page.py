@@ -320,10 +320,8 @@ def test_statistics_are_numbers_with_stable_names() -> None:
         assert all(type(value) is int for value in stats.values())
         assert {name.removeprefix("streaming_helper.") for name in stats} == {
             "open", "opened", "resumed", "finished", "aborted", "failed", "expired", "bytes_received",
-            "bytes_pushed_again", "shares_lost", "shares_rehomed", "servers_stalled", "deduplicated",
-            "deduplicated_existing", "deduplicated_streamed_before", "looked_up", "records_left", "waiting",
-            "waiting_for_servers", "waiting_for_room", "waiting_for_disk", "not_read_yet", "spool_stored",
-            "spool_reserved", "spool_on_disk",
+            "bytes_pushed_again", "shares_lost", "shares_rehomed", "servers_stalled", "waiting", "waiting_for_servers",
+            "waiting_for_room", "waiting_for_disk", "not_read_yet", "spool_stored", "spool_reserved", "spool_on_disk",
             *(f"uploads_{state.value}" for state in State)}
         assert (stats["streaming_helper.uploads_open"], stats["streaming_helper.spool_stored"]) == (1, 5000)
 
@@ -582,8 +580,8 @@ def test_what_a_terminal_would_obey_is_not_printed() -> None:
 def test_a_helper_that_cannot_record_anything_says_so_first() -> None:
     status = attrs.evolve(STATUS, not_recording="ledger: SQLITE_FULL")
     assert as_json(status)["not-recording"] == "ledger: SQLITE_FULL"
-    text = text_of(attrs.evolve(status, uploads=()))
-    assert "Nothing can be recorded now (ledger: SQLITE_FULL): new uploads are refused" in text
+    page_text = text_of(attrs.evolve(status, uploads=()))
+    assert "Nothing can be recorded now (ledger: SQLITE_FULL): new uploads are refused" in page_text
     lines = list(table(as_json(status), verbose=False))
     assert lines[0] == "records: none can be written now (ledger: SQLITE_FULL): new uploads are refused"
     assert lines[1].startswith("uploads: ")

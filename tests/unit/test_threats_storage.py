@@ -285,6 +285,9 @@ class Remote(FakeServer):
     def let_go(self, target: Target, shnums: Sequence[int]) -> None:
         self.real.let_go(target, shnums)
 
+    def remove_staged(self, target: Target, shnums: Sequence[int]) -> Deferred[None]:
+        return self.real.remove_staged(target, shnums)
+
 
 def secrets(_si: bytes, _seed: bytes) -> tuple[bytes, bytes]:
     return bytes(32), bytes(32)
