@@ -428,6 +428,18 @@ class Caller:
         reactor_loop.now(begin)
         return outcome
 
+    def begin_finish(self) -> list[Any]:
+        """Do not wait: what is returned gets the answer, or a Failure."""
+        link, hashes, outcome = self._link, self.file.hashes, []
+
+        def begin() -> None:
+            Deferred.fromCoroutine(link.finish(
+                self.upload_id, hashes.size, self.file.storage_index, hashes.crypttext_hash,
+                hashes.crypttext_root_hash)).addBoth(outcome.append)
+
+        reactor_loop.now(begin)
+        return outcome
+
     def finish(self) -> str:
         """The cap."""
         hashes = self.file.hashes

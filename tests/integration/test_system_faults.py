@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -223,6 +223,39 @@ def test_full_disk_in_mid_upload(grid: LocalGrid, known: bool) -> None:
         assert ("waits for room in the spool" if known else LOGGED_NO_SPACE) in helper.log_path.read_text()
         file.check(upload.cap, grid.client)
         stop_tub(tub)
+        helper.stop()
+
+
+def test_full_disk_of_the_records(grid: LocalGrid) -> None:
+    """The decision to publish cannot be recorded: it waits, the operator sees why, and it goes on by itself."""
+    file, other = file_of(2 * MiB), file_of(MiB)
+    with ExitStack() as stack:
+        helper = stack.enter_context(
+            further_helper(grid, "full-ledger-helper", settings="[helper]\nfree-disk = 0\n", start=False))
+        directory = spool_directory(helper).parent
+        stack.enter_context(mounted(directory, "8m"))
+        helper.start()
+        helper.wait_ready()
+        grid.wait_connected(helper)
+        upload = stack.enter_context(Caller(helper_furl(helper), file))
+        late = stack.enter_context(Caller(helper_furl(helper), other))
+        upload.open()
+        upload.put(0, len(file.ciphertext))
+        filler = directory / "filler"
+        with suppress(OSError), filler.open("wb", buffering=0) as full:
+            while full.write(bytes(4096)):
+                pass
+        outcome = upload.begin_finish()
+        wait_for("the reason", lambda: upload.status().text("waits-for") == "disk: ledger: SQLITE_FULL")
+        assert upload.status().text("state") == "ready"
+        assert dict(refusal_of(late.open).values) == {"reason": "ledger: SQLITE_FULL"}
+        assert not outcome
+        filler.unlink()
+        answer_in(outcome)
+        file.check(upload.finish(), grid.client)
+        late.open()
+        complete(grid, late, 0)
+        assert "nothing can be recorded now, ledger: SQLITE_FULL" in helper.log_path.read_text()
         helper.stop()
 
 

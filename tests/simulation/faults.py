@@ -33,6 +33,7 @@ class FaultKind(enum.Enum):
     SERVER_REFUSES = "a storage server fails a request"
     SERVER_LOSES_ANSWER = "a storage server's connection breaks after a request"
     SERVER_RESTARTS = "a storage server is killed and comes back"
+    SERVERS_GONE = "storage servers are gone for good when an upload is ready, or is being published"
     SERVER_LIES = "a storage server lies about lengths"
     DISK_FULL = "the spool's disk is full"
     SPOOL_EXHAUSTED = "the spool's quota is used up"
@@ -128,6 +129,10 @@ def _restart_server(world: SimulatedWorld, planned: Planned) -> None:
     else:
         server.disconnect()
     world.come_back(server, 30 * planned.amount)
+
+
+def _gone(world: SimulatedWorld, planned: Planned) -> None:
+    world.servers_go_when("ready" if planned.target % 2 else "publishing", planned)
 
 
 def _lie(world: SimulatedWorld, planned: Planned) -> None:
@@ -242,6 +247,7 @@ INJECT: Mapping[FaultKind, Inject] = {
     FaultKind.SERVER_REFUSES: _next_request(Fault.REFUSE),
     FaultKind.SERVER_LOSES_ANSWER: _next_request(Fault.LOSE_ANSWER),
     FaultKind.SERVER_RESTARTS: _restart_server,
+    FaultKind.SERVERS_GONE: _gone,
     FaultKind.SERVER_LIES: _lie,
     FaultKind.DISK_FULL: _fill_disk,
     FaultKind.SPOOL_EXHAUSTED: _exhaust_spool,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from simulation.clients import Client
     from simulation.simulated_world import SimulatedWorld
 
-_SERVER_FAULTS = frozenset(kind for kind in FaultKind if kind.name.startswith("SERVER_"))
+_SERVER_FAULTS = frozenset(kind for kind in FaultKind if kind.name.startswith("SERVER"))
 
 
 class Violation(AssertionError):
@@ -103,6 +103,8 @@ def may_fail(world: SimulatedWorld, client: Client, code: str) -> bool:
     """Whether something has happened that excuses the failure of an upload."""
     if code == "spool-failed":
         return bool(world.disk.hurt & {client.name, "spool"}) or (world.ledger_failed and not client.opened)
+    if code == "waiting-too-long":
+        return FaultKind.SERVERS_GONE in world.fired_kinds
     if code in ("too-few-servers", "too-few-shares"):
         return bool(_SERVER_FAULTS & set(world.fired_kinds))
     if code in ("spool-full", "quota-exceeded"):
@@ -217,7 +219,7 @@ def check_clients(world: SimulatedWorld) -> None:
 
 def leftovers(world: SimulatedWorld) -> list[str]:
     """Names of servers with shares that nobody has ended."""
-    return [server.name for server in world.servers if server.has_leftovers]
+    return [server.name for server in world.servers if server.has_leftovers and not server.gone]
 
 
 def check_end(world: SimulatedWorld) -> None:

@@ -22,6 +22,7 @@ class Unsteady(FakeServer):
     """One that takes `delay()` seconds for each request, and lies by `lie` bytes."""
 
     lie = 0
+    gone = False  # for good
     delay: Callable[[], float] = staticmethod(lambda: 0.0)
 
     def request(self, operation: str, connection: int, perform: Callable[[], T],

@@ -112,6 +112,7 @@ class SimulatedWorld:
         self._planned = list(schedule.faults)
         self._failures_to_come: dict[str, list[Planned]] = {}
         self._in_call: tuple[Planned, bool, float] | None = None
+        self._servers_to_go: dict[str, Planned] = {}  # by the state of an upload at which they do
         self._links: list[FaultyLink] = []
         self._waiting_for_helper: list[Deferred[None]] = []
         self._strangers: list[bytes] = []  # uploads that are only there to take room
@@ -147,6 +148,8 @@ class SimulatedWorld:
     def _observe(self, event: LogEvent) -> None:
         if "before" in event and "after" in event:
             self.transitions[event["before"], event["after"]] += 1
+            if event["after"] in self._servers_to_go:
+                self._servers_go(event["after"], self._servers_to_go.pop(event["after"]))
             self.note(f"upload {event['upload']}: {event['before']} -> {event['after']} ({event.get('code')})")
         if event.get("log_failure") is not None:
             self.failures.append(event)
@@ -340,6 +343,20 @@ class SimulatedWorld:
     def _disk_failed(self, call: str) -> None:
         self.fired(self._failures_to_come[call].pop(0))
 
+    def servers_go_when(self, state: str, planned: Planned) -> None:
+        """At the next moment at which an upload gets into that state."""
+        self._servers_to_go[state] = planned
+
+    def _servers_go(self, state: str, planned: Planned) -> None:
+        """Most of them. An upload that is ready does not stay so for long unless its decision cannot be recorded."""
+        if state == "ready":
+            self.ledger_fails(planned)
+        self.fired(planned)
+        left = int(planned.amount * len(self.servers) / 2)
+        for server in self.servers[left:]:
+            server.gone = True
+            self.later(0.0, server.disconnect)
+
     def give_up_connection(self, server: Unsteady, seconds: float) -> None:
         """A server that hangs is noticed after a while."""
 
@@ -354,7 +371,7 @@ class SimulatedWorld:
         """A server that is not connected will be."""
 
         def back() -> None:
-            if not server.connected:
+            if not (server.connected or server.gone):
                 server.reconnect()
                 self.grid.changed()
 
@@ -386,6 +403,7 @@ class SimulatedWorld:
         """Faults stop, and whatever they have left is repaired."""
         self.note("faults stop")
         self._planned.clear()
+        self._servers_to_go.clear()
         self._failures_to_come.clear()
         self._in_call, self.thread_delay = None, 0.0
         self.disk.failures.clear()
