@@ -140,8 +140,8 @@ def test_a_records_life_is_renewed_by_a_hit() -> None:
 # -- misses ---------------------------------------------------------------------------------------------------------
 
 
-def test_off_sends_nothing_that_depends_on_the_plaintext() -> None:
-    """Two plaintexts, one key, one upload ID: every call but for the ciphertext and its hashes is the same."""
+def test_off_makes_no_call_of_its_own() -> None:
+    """What is in the others: test_s6_the_same_plaintext_twice_has_nothing_in_common_on_the_wire."""
     with World(10) as world:
         put_as_stock(world)
         link = world.link()
@@ -791,8 +791,7 @@ def test_helper_that_ends_at_every_step_of_the_decision(by: str, staging: int, o
                 assert cap == old
                 assert shares_on(world) == before
                 assert not world.spool_files()
-                # what staging servers were not told to let go of any more expires there, as after an abort
-                assert staging or not world.grid.leftovers()
+                assert not world.grid.leftovers()
             assert Reader(world).file(old) == DATA
     assert {*outcomes} == {PUBLISHED, EXISTING if by == "stock" else STREAMED_BEFORE}
     assert outcomes.total() > 15
