@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import attrs
 import oracle
@@ -20,6 +20,12 @@ from helper.parameters import Parameters
 PARAMETERS = Parameters(3, 7, 10, 1000)
 SECRET = b"a convergence secret............"
 DATA = plaintext(5500)
+
+
+class HasGrid(Protocol):
+    """As much of a world as a reader sees."""
+
+    grid: Any
 
 
 class SlowWorld(World):
@@ -64,7 +70,7 @@ class SlowWorld(World):
 class Reader:
     """What a client's own node reads, from the shares that the servers have. `reads`: caps, and from where to where."""
 
-    world: World
+    world: HasGrid
     parameters: Parameters = PARAMETERS
     reads: list[tuple[bytes, int, int]] = attrs.field(factory=list)
 
