@@ -361,6 +361,23 @@ def test_while_it_is_away_every_request_fails_as_one_whose_connection_was_lost(b
         fails(bench, call, CONNECTION_LOST)
 
 
+def test_what_is_staged_is_removed_and_nothing_else(bench: StagingBench) -> None:
+    sealed(bench, 0)
+    write(bench, sink(bench, 1))
+    write(bench, sink(bench, 0, OTHER))
+    published = sealed(bench, 2)
+    bench.run(lambda: published.publish(SI))
+    for _ in range(2):  # it may be repeated
+        bench.run(lambda: bench.server.remove_staged(NAMELESS, range(10)))
+    assert bench.open_shares() == 1
+    assert sink(bench, 0, OTHER).held == len(SHARE)
+    assert bench.content(2) == SHARE
+    assert [s.held for s in allocate(bench, [0, 1]).sinks.values()] == [DATA_OFFSET] * 2
+    server = bench.server
+    bench.disconnect()
+    fails(bench, lambda: server.remove_staged(NAMELESS, range(10)), CONNECTION_LOST)
+
+
 def test_who_asks_too_late_to_be_told_of_the_loss_is_told_at_once(bench: StagingBench) -> None:
     server = bench.server
     told: list[int] = []
