@@ -98,12 +98,12 @@ class ContentHasher:
         """The next bytes."""
         self._size += len(data)
         if self._key_hasher is None:
-            self._held += data
             segment_size = self._cutter.segment_size(self._size)
-            if segment_size is not None:
-                self._begin(segment_size)
-        else:
-            self._hash(data)
+            if segment_size is None:
+                self._held += data
+                return
+            self._begin(segment_size)
+        self._hash(data)
 
     def end(self) -> Content:
         """There is no more. Call it once."""

@@ -109,8 +109,6 @@ class StreamingUpload:
                 await self._give_up(DeclaredSize(declared, self._accepted + len(data)))
             if self._digests is not None:
                 self._digests.update(data)
-            if self._content is not None:
-                self._content.update(data)
             self._accepted += len(data)
             if self._accepted <= LITERAL_MAX:
                 self._literal += data
@@ -119,6 +117,8 @@ class StreamingUpload:
             data, self._literal = self._literal + data if self._literal else data, b""
             view = memoryview(data)
             for start in range(0, len(view), PIECE):
+                if self._content is not None:
+                    self._content.update(bytes(view[start:start + PIECE]))
                 ciphertext = self._encryptor.encrypt(view[start:start + PIECE])
                 self._hasher.update(ciphertext)
                 await self._helper.send(ciphertext)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import attrs
@@ -21,9 +22,12 @@ from grid_tools import (
     assert_stored,
     client_directory,
     convergence_secret,
+    end_of,
+    feed,
     give_convergence_secret,
     leases_of,
     put,
+    put_in_progress,
     running_grid,
     servers_restored,
     share_paths,
@@ -34,7 +38,7 @@ from grid_tools import (
     wait_for,
 )
 from oracle import cap_for
-from staging_tools import STAGING
+from staging_tools import STAGING, restarted_helper
 
 from client_shim.blocking import UploadFile
 
@@ -94,8 +98,7 @@ def of(paths: set[Path], cap: str) -> set[Path]:
     return {path for path in paths if path.parent.name == storage_index(cap)}
 
 
-@pytest.mark.parametrize("size", [56, 100_000, SEGMENT, SIZE], ids=str)
-@pytest.mark.parametrize("mode", ["on", "trust"])
+@pytest.mark.parametrize(("size", "mode"), [(56, "on"), (SEGMENT, "trust"), (SIZE, "on")])
 def test_file_that_a_stock_client_has_put(desk: Desk, size: int, mode: str) -> None:
     data = os.urandom(size)
     stocks = upload_as_stock(desk.shared.grid.client, data)
@@ -119,8 +122,7 @@ def test_stock_cap_gets_leases_of_its_own(desk: Desk) -> None:
     assert {leases_of(share) for share in shares} == {2}
 
 
-@pytest.mark.parametrize("mode", ["on", "trust"])
-@pytest.mark.parametrize("size", [100_000, SIZE], ids=str)
+@pytest.mark.parametrize(("size", "mode"), [(100_000, "on"), (SIZE, "on"), (SIZE, "trust")])
 def test_streamed_twice_back_to_back(desk: Desk, mode: str, size: int) -> None:
     data = os.urandom(size)
     before = desk.settled()
@@ -218,6 +220,27 @@ def test_server_that_hangs_does_not_hold_it_up(desk: Desk) -> None:
         server.suspend()
         streamed = desk.stream(data)
         assert outcome(streamed) == "published"
+
+
+@pytest.mark.parametrize("milliseconds", [0, 20, 50, 100, 200])
+def test_helper_is_killed_while_it_is_decided(desk: Desk, milliseconds: int) -> None:
+    """So long after the last byte. Either the old or the new file is complete."""
+    data = os.urandom(SIZE)
+    old = desk.stream(data).cap
+    desk.settled()
+    with restarted_helper(desk.shared) as start, put_in_progress(desk.directory, "--json") as process:
+        feed(process, data)
+        assert process.stdin is not None
+        process.stdin.close()
+        time.sleep(milliseconds / 1000)  # a moment in the decision, whichever it is
+        desk.shared.grid.helper.kill()
+        start()
+        process.stdin = None
+        streamed = end_of(process)
+    assert (streamed.cap == old) == (outcome(streamed) == "streamed-before")
+    desk.settled()
+    assert_stored(desk.shared, old, data)
+    assert_stored(desk.shared, streamed.cap, data)
 
 
 def test_garbage_under_the_convergent_index(desk: Desk) -> None:
