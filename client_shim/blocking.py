@@ -14,6 +14,7 @@ from twisted.internet.threads import blockingCallFromThread
 from twisted.python.threadable import isInIOThread
 
 from client_shim.client import StreamingClient
+from client_shim.dedup import DedupMode
 from client_shim.disclosure import RevealStorageIndex
 from client_shim.errors import UploadClosed
 from client_shim.node_config import read_node_config
@@ -29,19 +30,21 @@ class UploadFile(io.RawIOBase):
 
     `close` raises if there is no cap. Leaving a `with` block by an exception aborts the upload. Errors are
     UploadErrors. `reveal` says when the helper is told the storage index, `patience` for how many seconds a helper
-    that was lost is looked for, while `write` and `close` wait (None: the node's settings). Not for the reactor
+    that was lost is looked for, while `write` and `close` wait, `dedup` whether a file that is stored already is looked
+    for (None: the node's settings). Not for the reactor
     thread of a Twisted program: use client.StreamingClient there.
     """
 
     def __init__(self, node_directory: str | Path, size: int | None = None,
-                 reveal: RevealStorageIndex | None = None, patience: float | None = None) -> None:
+                 reveal: RevealStorageIndex | None = None, patience: float | None = None,
+                 dedup: DedupMode | None = None) -> None:
         self._client = StreamingClient(read_node_config(Path(node_directory)))
         self._cap: bytes | None = None
         self._upload: StreamingUpload | None = None
         _run_reactor()
         try:
             self._upload = _in_reactor(lambda: _opened(self._client.upload(
-                size=size, reveal=reveal, patience=patience)))
+                size=size, reveal=reveal, patience=patience, dedup=dedup)))
         except BaseException:
             _in_reactor(self._client.stop)
             raise

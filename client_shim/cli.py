@@ -69,10 +69,14 @@ def helper_run(nodedir: Path, allow_stdin_close: bool, twistd_arguments: tuple[s
 @click.option("--patience", metavar="DURATION", callback=_duration,
               help="How long a helper that was lost is looked for before the upload is given up, such as 1 hour (the "
                    "default) or 0 seconds. The default is a setting: streaming.cfg, [client].")
+@click.option("--dedup", type=click.Choice(["on", "off", "trust"]),
+              help="Whether a file that is stored already is taken instead: once a random segment of it was read (on, "
+                   "the default), without reading (trust), or not at all (off). The default is a setting: "
+                   "streaming.cfg, [client].")
 @click.option("--json", "as_json", is_flag=True, help="Progress and errors as JSON lines on standard error.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[FILE|-] [-- COMMAND...]")
 def put(node_directory: Path, convergent: bool, verify: bool, from_command: bool, reveal: str | None,
-        patience: int | None, as_json: bool, arguments: tuple[str, ...]) -> None:
+        patience: int | None, dedup: str | None, as_json: bool, arguments: tuple[str, ...]) -> None:
     """Stream FILE, standard input or a command's output to the grid, and print its read cap."""
     if from_command:
         if not arguments:
@@ -87,12 +91,14 @@ def put(node_directory: Path, convergent: bool, verify: bool, from_command: bool
         command = ()
         if convergent and (file is None or not file.is_file()):
             raise click.UsageError("--convergent needs a regular file: it is read twice")
+    from client_shim.dedup import DedupMode
     from client_shim.disclosure import RevealStorageIndex
     from client_shim.put import PutOptions, run_put
     from client_shim.report import Report
 
     options = PutOptions(node_directory, file, command, convergent, verify,
-                         None if reveal is None else RevealStorageIndex(reveal), patience)
+                         None if reveal is None else RevealStorageIndex(reveal), patience,
+                         None if dedup is None else DedupMode(dedup))
     sys.exit(run_put(options, Report(sys.stderr, as_json), lambda cap: print(cap, flush=True)))
 
 

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import NoReturn
+from weakref import WeakSet
 
 import attrs
 from foolscap.api import Tub
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
 
 from client_shim.cipher import PlaintextDigests
+from client_shim.dedup import READ_PATIENCE, Dedup, DedupMode
 from client_shim.disclosure import RevealStorageIndex
-from client_shim.errors import HelperUnreachable, UploadClosed, UploadError
+from client_shim.errors import BadNodeDirectory, HelperUnreachable, UploadClosed, UploadError
 from client_shim.helper_edge import HelperLink, connect, make_tub
 from client_shim.node_config import NodeConfig
+from client_shim.readback import read_range
 from client_shim.upload import Progress, StreamingUpload
 
 #: Seconds for finding the streaming helper; Foolscap itself would wait for two minutes.
 CONNECT_TIMEOUT = 30
+#: Seconds that `stop` waits for what uploads leave at the helper after they gave their caps.
+SETTLE_PATIENCE = 1.0
 
 
 class StreamingClient:
@@ -35,15 +41,17 @@ class StreamingClient:
         self.config = config
         self._tub: Tub | None = None
         self._stops = 0
+        self._uploads: WeakSet[StreamingUpload] = WeakSet()
 
     def upload(self, *, size: int | None = None, key: bytes | None = None, digests: PlaintextDigests | None = None,
                reveal: RevealStorageIndex | None = None, patience: float | None = None,
+               dedup: DedupMode | None = None,
                on_progress: Callable[[Progress], None] = lambda _progress: None,
                on_failed: Callable[[], None] = lambda: None,
                on_paused: Callable[[UploadError, float], None] = lambda _why, _patience: None,
                on_resumed: Callable[[float], None] = lambda _seconds: None) -> StreamingUpload:
-        """A new upload of `size` bytes (None: as many as come). `reveal` and `patience` are the node's settings if
-        they are None. The rest as for StreamingUpload."""
+        """A new upload of `size` bytes (None: as many as come). `reveal`, `patience` and `dedup` are the node's
+        settings if they are None. The rest as for StreamingUpload."""
         parameters = attrs.evolve(self.config.parameters, size=size)
 
         stops = self._stops
@@ -54,11 +62,28 @@ class StreamingClient:
             return await self._connect()
 
         settings = self.config.settings
-        return StreamingUpload(connect_upload, parameters, reactor, key=key, digests=digests,
-                               reveal=settings.reveal if reveal is None else reveal,
-                               patience=settings.patience if patience is None else patience,
-                               on_progress=on_progress, on_failed=on_failed, on_paused=on_paused,
-                               on_resumed=on_resumed)
+        upload = StreamingUpload(connect_upload, parameters, reactor, key=key, digests=digests,
+                                 reveal=settings.reveal if reveal is None else reveal,
+                                 patience=settings.patience if patience is None else patience,
+                                 dedup=self._dedup(settings.dedup if dedup is None else dedup),
+                                 on_progress=on_progress, on_failed=on_failed, on_paused=on_paused,
+                                 on_resumed=on_resumed)
+        self._uploads.add(upload)
+        return upload
+
+    def _dedup(self, mode: DedupMode) -> Dedup | None:
+        """None, too, for a node that never ran: it has no convergence secret, and so no file like another."""
+        if mode is DedupMode.OFF:
+            return None
+        try:
+            return Dedup(self.config.convergence_secret(), None if mode is DedupMode.TRUST else self._read)
+        except BadNodeDirectory:
+            return None
+
+    async def _read(self, cap: bytes, start: int, end: int) -> bytes:
+        """Through the client node. Raises BadNodeDirectory or VerifyFailed."""
+        url = self.config.node_url()
+        return await deferToThread(read_range, url, cap, start, end, READ_PATIENCE)
 
     async def link(self) -> HelperLink:
         """A link to the helper, over the one connection. Raises HelperUnreachable; UploadClosed after `stop`."""
@@ -76,6 +101,8 @@ class StreamingClient:
 
     async def stop(self) -> None:
         """Close the connection. Uploads in progress fail."""
+        for upload in list(self._uploads):
+            await upload.settle(SETTLE_PATIENCE)
         self._stops += 1
         tub, self._tub = self._tub, None
         if tub is not None:

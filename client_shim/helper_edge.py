@@ -117,6 +117,15 @@ class HelperLink:
     async def abort(self, upload_id: bytes) -> HelperAnswer:
         return await self._call("abort", upload_id)
 
+    async def look_up(self, upload_id: bytes, convergent_index: bytes) -> HelperAnswer:
+        return await self._call("look_up", upload_id, convergent_index)
+
+    async def adopt(self, upload_id: bytes, storage_index: bytes) -> HelperAnswer:
+        return await self._call("adopt", upload_id, storage_index)
+
+    async def leave_record(self, upload_id: bytes, convergent_index: bytes, record: bytes) -> HelperAnswer:
+        return await self._call("leave_record", upload_id, convergent_index, record)
+
     async def _call(self, method: str, *arguments: Any) -> HelperAnswer:
         wire = await _remote(self._rref, method, *arguments)
         try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, DeferredLock
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, succeed
+from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
@@ -27,6 +28,9 @@ WAITING_INTERVAL = 1.0
 WAITING_PATIENCE = 3600
 #: For so long (seconds) at most an answer of the helper, which is to say that it waits, counts as waiting.
 WAITING_ANSWER_MAX = 60.0
+#: How long (seconds) an answer to look_up is waited for. The helper itself takes no longer than a second, but on a slow
+#: link what is on its way comes first.
+LOOK_UP_PATIENCE = 5.0
 
 
 @attrs.frozen
@@ -85,6 +89,8 @@ class HelperUpload:
         self._credit = self._largest_message = 0  # as `open` said
         self._resumed = False  # over a second connection, or a later one
         self._finishing = begun is not None and begun.finishing
+        self._looks_up = False  # whether the helper knows look_up
+        self._adopting = False
         self._room: Deferred[None] | None = None  # fires when more may be sent, or nothing ever
         self._aborted = False
         self._aborting = DeferredLock()
@@ -124,6 +130,11 @@ class HelperUpload:
         self.outbox.add(ciphertext)
         await self._sending_done()
 
+    def complete(self) -> None:
+        """All was given: send what is left, and wait for nothing."""
+        self.outbox.complete()
+        self._send()
+
     async def finish(self, hashes: CiphertextHashes) -> bytes:
         """All was sent. Returns the UEB as the helper tells it. Raises Waiting when the helper has waited for servers
         too long, counted in steps: a machine that slept, or whose clock was set, has not waited meanwhile.
@@ -158,6 +169,55 @@ class HelperUpload:
         self._helper.stop()
         ueb = answer.fields.get("ueb")
         return ueb if isinstance(ueb, bytes) else b""
+
+    # -- files that are stored already (dedup.py) --------------------------------------------------------------
+
+    async def look_up(self, convergent_index: bytes) -> Mapping[str, int | bytes] | None:
+        """The fields of the answer (protocol.txt §4.8); None if the helper has none, or none in time. What was given
+        to be sent goes on being sent meanwhile."""
+        self.check()
+        connection = self._helper.connection
+        if connection is None or not self._looks_up:
+            return None
+        asking = connection.call(lambda link: link.look_up(self._upload_id, convergent_index))
+        try:
+            answer = await asking.addTimeout(LOOK_UP_PATIENCE, self._clock)
+        except (Interrupted, UploadError, TimedOut):
+            answer = None
+        self.check()
+        return None if answer is None else answer.fields
+
+    async def adopt(self, storage_index: bytes) -> bool:
+        """Whether the upload has ended in favour of another file (§4.9). If the helper does not want that, it goes on
+        as if nothing had been asked; if the answer is lost it is asked for again, as for that of `finish`."""
+        self._adopting = True
+        while True:
+            try:
+                connection = await self._standing_connection()
+                await connection.call(lambda link: link.adopt(self._upload_id, storage_index))
+                break
+            except Interrupted:
+                continue
+            except HelperRefused:
+                self._adopting = False
+                self.check()
+                return False
+        self.check()
+        self.outbox.all_acknowledged()
+        self._helper.stop()
+        return True
+
+    def leave_record(self, convergent_index: bytes, record: bytes) -> Deferred[None]:
+        """Leave a sealed record of the finished upload (§4.10). Fires when that is done, or has failed."""
+        connection = self._helper.connection
+        if connection is None:
+            return succeed(None)
+        leaving = connection.call(lambda link: link.leave_record(self._upload_id, convergent_index, record))
+
+        def failed(failure: Failure) -> None:
+            failure.trap(UploadError, Interrupted)  # only a deduplication less
+
+        return leaving.addCallbacks(lambda _answer: None, failed)
 
     async def abort(self) -> None:
         """Give it up at the helper, if it is open there. At most once, however many want it; all wait for it."""
@@ -214,6 +274,7 @@ class HelperUpload:
                 self._limits(answer, connection.link.largest_message)
             durable = self._durable(answer)
             self._hear_whether_needed(answer)
+        self._looks_up = answer.fields.get("looks-up") == 1
         largest = max(1, min(connection.link.largest_message, self._largest_message))
         self.outbox.connected(SendWindow(max(1, self._credit), largest), durable)
 
@@ -225,12 +286,13 @@ class HelperUpload:
 
     def _durable(self, answer: HelperAnswer) -> int:
         """Where to go on with an upload that was there before. Raises HelperRefused if it has ended there."""
-        if reason := answer.text("reason"):
+        if (reason := answer.text("reason")) and not (self._adopting and reason == "deduplicated"):
             raise HelperRefused(reason, f"the upload ended at the helper while it was away: {reason}", {})
         durable = answer.number("durable")
         self._resumed = self._resumed or durable > 0 or answer.fields.get("received", 0) != 0
-        if self._finishing and answer.text("state") == "finished":
-            return self.outbox.sent  # `finish` was carried out, and says the rest
+        if ((self._finishing and answer.text("state") == "finished")
+                or (self._adopting and answer.text("state") == "deduplicated")):
+            return self.outbox.sent  # `finish` or `adopt` was carried out, and says the rest
         return durable
 
     def _connected(self, connection: Connection) -> None:
@@ -257,6 +319,15 @@ class HelperUpload:
                 call = connection.call(lambda link: link.order(self._upload_id, order))
                 call.addErrback(lambda failure: failure.trap(UploadError) and None)  # a hint, and no more
         self._in_background(call, answered)
+
+    async def _standing_connection(self) -> Connection:
+        """Wait until there is one."""
+        self.check()
+        while (connection := self._helper.connection) is None:
+            self._room = Deferred()
+            await self._room
+            self.check()
+        return connection
 
     # -- ciphertext ------------------------------------------------------------------------------------------
 
@@ -295,7 +366,8 @@ class HelperUpload:
             if self._resumed and isinstance(error, HelperRefused) and error.code == "credit-exceeded":
                 connection.lose(error)
                 raise Interrupted()
-            if not (self._finishing and isinstance(error, HelperRefused) and error.code == "already-finishing"):
+            over = "already-finishing" if self._finishing else "deduplicated" if self._adopting else None
+            if not (isinstance(error, HelperRefused) and error.code == over):
                 failure.raiseException()
             self.outbox.all_acknowledged()
             self._make_room()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import attrs
+from allmydata import uri
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
@@ -18,6 +19,7 @@ from twisted.python.failure import Failure
 
 from client_shim.cipher import PlaintextDigests, convergent_key
 from client_shim.client import StreamingClient
+from client_shim.dedup import Content, DedupMode
 from client_shim.disclosure import RevealStorageIndex
 from client_shim.errors import SourceChanged, UploadClosed, UploadError
 from client_shim.node_config import read_node_config
@@ -25,6 +27,7 @@ from client_shim.readback import verify_segments
 from client_shim.report import Report
 from client_shim.sources import CommandSource, FileSource, Source, source_of
 from client_shim.upload import StreamingUpload
+from helper.interfaces import LITERAL_MAX
 from helper.segments import segment_size_for
 
 reactor: Any = _reactor  # it has more interfaces than its declared type
@@ -39,7 +42,7 @@ VERIFIED_SEGMENTS = 3
 @attrs.frozen
 class PutOptions:
     """What the command line asks for. `file` None is standard input; `command` replaces both. The node's settings
-    hold where `reveal` or `patience` (seconds) is None."""
+    hold where `reveal`, `patience` (seconds) or `dedup` is None."""
 
     node_directory: Path
     file: Path | None = None
@@ -48,10 +51,11 @@ class PutOptions:
     verify: bool = False
     reveal: RevealStorageIndex | None = None
     patience: int | None = None
+    dedup: DedupMode | None = None
 
 
 class Put:
-    """One run of `put`. `run` returns the cap; `cancel` may end it at any time."""
+    """One run of `put`. `run` gives the cap; `cancel` may end it at any time."""
 
     def __init__(self, options: PutOptions, report: Report) -> None:
         self._options = options
@@ -62,18 +66,25 @@ class Put:
         self._source: Source | None = None
         self._cancelled = False
 
-    async def run(self) -> bytes:
-        """Raises OSError or an UploadError if there is no cap; nothing readable is left then."""
+    async def run(self, give: Callable[[bytes], None] = lambda _cap: None) -> bytes:
+        """Returns the cap; before that, `give` is called with it, as soon as it is known: what is still to be said to
+        the helper then need not be waited for. Raises OSError or an UploadError if there is no cap; nothing readable
+        is left then."""
         try:
-            if self._options.command:
-                return await self._stream(CommandSource(self._options.command), None)
-            if self._options.file is None:
-                return await self._stream(source_of(0), None)
-            with self._options.file.open("rb", buffering=0) as f:
-                return await self._put_file(f)
+            cap = await self._put()
+            give(cap)
+            return cap
         finally:
             await self.cancel()
             await self._client.stop()
+
+    async def _put(self) -> bytes:
+        if self._options.command:
+            return await self._stream(CommandSource(self._options.command), None)
+        if self._options.file is None:
+            return await self._stream(source_of(0), None)
+        with self._options.file.open("rb", buffering=0) as f:
+            return await self._put_file(f)
 
     async def cancel(self) -> None:
         """End source and upload, if they have not ended themselves."""
@@ -110,7 +121,8 @@ class Put:
     def _begin(self, size: int | None, key: bytes | None, digests: PlaintextDigests | None) -> StreamingUpload:
         self._report.start(size)
         self._upload = self._client.upload(size=size, key=key, digests=digests, reveal=self._options.reveal,
-                                           patience=self._options.patience, on_progress=self._report.progress,
+                                           patience=self._options.patience, dedup=self._options.dedup,
+                                           on_progress=self._report.progress,
                                            on_failed=self._stop_reading, on_paused=self._report.paused,
                                            on_resumed=self._report.resumed)
         return self._upload
@@ -122,12 +134,14 @@ class Put:
 
     async def _complete(self, upload: StreamingUpload, digests: PlaintextDigests | None) -> bytes:
         self._report.last_byte(upload.progress)
-        cap = await upload.close()
+        return await self._completed(await upload.close(), upload, digests)
+
+    async def _completed(self, cap: bytes, upload: StreamingUpload, digests: PlaintextDigests | None) -> bytes:
         self._report.cap_known()
         if digests is not None and self._options.verify:
-            await deferToThread(self._verify, cap, digests, upload.progress.accepted)
+            await deferToThread(self._verify, cap, digests, uri.from_string(cap).get_size())
             self._report.verified()
-        self._report.finished(upload.progress)
+        self._report.finished(upload.progress, upload.outcome)
         return cap
 
     # -- --convergent --------------------------------------------------------------------------------------
@@ -143,6 +157,9 @@ class Put:
             convergent_key, parameters.k, parameters.n, parameters.max_segment_size, max(1, size), secret,
             self._first_pass(f, size, digests))
         upload = self._begin(size, key, None)
+        if size > LITERAL_MAX and (cap := await upload.find(Content(key, size, digests))) is not None:
+            self._report.last_byte(upload.progress)
+            return await self._completed(cap, upload, digests)
         await upload.open()
         f.seek(0)
         for number in range(len(digests)):
@@ -201,14 +218,16 @@ def run_put(options: PutOptions, report: Report, print_cap: Callable[[str], None
     status = 1
     over = False
 
-    async def run() -> None:
+    def give(cap: bytes) -> None:
         nonlocal status
+        print_cap(cap.decode("ascii"))
+        status = 0
+
+    async def run() -> None:
         try:
             put = Put(options, report)
             _on_signals(put, signals, lambda: ended(None, interrupted=True))
-            cap = await put.run()
-            print_cap(cap.decode("ascii"))
-            status = 0
+            await put.run(give)
         except (UploadError, OSError) as e:
             if over:
                 pass  # told already

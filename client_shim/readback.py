@@ -19,13 +19,23 @@ def verify_segments(node_url: str, cap: bytes, digests: PlaintextDigests, number
 
     Blocks. Raises VerifyFailed if the node does not answer or the bytes are not those that were sent.
     """
-    url = urllib.parse.urljoin(node_url, "uri/" + urllib.parse.quote(cap.decode("ascii"), safe=""))
+    url = _url_of(node_url, cap)
     for number in numbers:
         start = number * digests.piece_size
         end = min(start + digests.piece_size, size)
-        piece = _read_range(url, start, end)
+        piece = _read_range(url, start, end, TIMEOUT)
         if not digests.matches(number, piece):
             raise VerifyFailed(f"bytes {start} to {end} are not those that were sent")
+
+
+def read_range(node_url: str, cap: bytes, start: int, end: int, timeout: float) -> bytes:
+    """The bytes from `start` to `end` of the file. Blocks; `timeout` is for each byte (seconds). Raises VerifyFailed
+    if the node does not answer."""
+    return _read_range(_url_of(node_url, cap), start, end, timeout)
+
+
+def _url_of(node_url: str, cap: bytes) -> str:
+    return urllib.parse.urljoin(node_url, "uri/" + urllib.parse.quote(cap.decode("ascii"), safe=""))
 
 
 def _opener() -> urllib.request.OpenerDirector:
@@ -33,10 +43,10 @@ def _opener() -> urllib.request.OpenerDirector:
     return urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def _read_range(url: str, start: int, end: int) -> bytes:
+def _read_range(url: str, start: int, end: int, timeout: float) -> bytes:
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-{end - 1}"})
     try:
-        with _opener().open(request, timeout=TIMEOUT) as response:
+        with _opener().open(request, timeout=timeout) as response:
             body: bytes = response.read(end - start + 1)
             return body
     except urllib.error.HTTPError as e:

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 from twisted.python.failure import Failure
 
+from client_shim.dedup import Outcome
 from client_shim.errors import UploadError
 from client_shim.upload import Progress
 
@@ -68,9 +69,10 @@ class Report:
         self._to_cap = time.monotonic() - self._last_byte
         self._end_bar()
 
-    def finished(self, progress: Progress) -> None:
+    def finished(self, progress: Progress, outcome: Outcome) -> None:
         """All is done, and the cap about to be printed."""
-        self._event("finished", **_bytes(progress), seconds_from_last_byte=round(self._to_cap, 4))
+        self._event("finished", **_bytes(progress), seconds_from_last_byte=round(self._to_cap, 4),
+                    dedup=outcome.value)
 
     def verified(self) -> None:
         """Segments were read back and compared."""

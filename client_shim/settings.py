@@ -6,6 +6,7 @@ from pathlib import Path
 
 import attrs
 
+from client_shim.dedup import DedupMode
 from client_shim.disclosure import RevealStorageIndex
 from helper.streaming_cfg import Key, duration_of, read_section
 
@@ -23,11 +24,14 @@ class ClientSettings:
     reveal: RevealStorageIndex = RevealStorageIndex.AUTO
     #: How long a helper that was lost during an upload is looked for.
     patience: int = 3600
+    #: Whether files that are stored already are looked for.
+    dedup: DedupMode = DedupMode.ON
 
 
 _KEYS = {
     "reveal-storage-index": Key("reveal", RevealStorageIndex,
                                 " or ".join(each.value for each in RevealStorageIndex)),
+    "dedup": Key("dedup", DedupMode, " or ".join(each.value for each in DedupMode)),
     "patience": Key("patience", duration_of, DURATION, least=0),
 }
 

@@ -9,10 +9,12 @@ from typing import NoReturn
 import attrs
 from allmydata import uri
 from allmydata.util import hashutil
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred, DeferredLock, succeed
+from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.interfaces import IReactorTime
 
 from client_shim.cipher import Encryptor, PlaintextDigests
+from client_shim.dedup import Content, ContentHasher, Dedup, Finder, Outcome, record_of
 from client_shim.disclosure import RevealStorageIndex
 from client_shim.errors import DeclaredSize, UploadClosed, UploadError, UploadInterrupted
 from client_shim.helper_upload import HelperUpload, UploadEvents
@@ -47,14 +49,17 @@ class StreamingUpload:
     the reason and the seconds of patience left when the helper is lost, `on_resumed` with the seconds it was away.
 
     `key` (16 bytes) is random unless given; never give one that encrypts anything else. `reveal` says when the
-    helper is told the storage index. One call at a time: `write` and `close` wait for those before them. `on_failed`
-    is called when the upload fails by itself, between calls too; the next call raises why. A call that ends by another
-    exception, as when it is cancelled, fails the upload as well (UploadInterrupted): nobody knows what it has taken.
+    helper is told the storage index. `dedup` says how a file is found that is stored already (None: nothing is looked
+    for); after `close`, `outcome` says what became of this one. One call at a time: `write` and `close` wait for
+    those before them. `on_failed` is called when the upload fails by itself, between calls too; the next call raises
+    why. A call that ends by another exception, as when it is cancelled, fails the upload as well (UploadInterrupted):
+    nobody knows what it has taken.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[Link]], parameters: Parameters, clock: IReactorTime, *,
                  key: bytes | None = None, digests: PlaintextDigests | None = None,
                  reveal: RevealStorageIndex = RevealStorageIndex.AUTO, patience: float = PATIENCE,
+                 dedup: Dedup | None = None,
                  on_progress: Callable[[Progress], None] = lambda _progress: None,
                  on_failed: Callable[[], None] = lambda: None,
                  on_paused: Callable[[UploadError, float], None] = lambda _why, _patience: None,
@@ -68,6 +73,11 @@ class StreamingUpload:
         self._helper = HelperUpload(
             connect, clock, self._upload_id, parameters, bytes(hashutil.storage_index_hash(self._key)), reveal,
             patience, UploadEvents(lambda: on_progress(self.progress), self._failed, on_paused, on_resumed))
+        self.outcome = Outcome.PUBLISHED
+        self._finder = None if dedup is None else Finder(dedup, parameters, clock)
+        self._content = None if dedup is None else ContentHasher(parameters, dedup.convergence)
+        self._clock = clock
+        self._leaving: Deferred[None] = succeed(None)
         self._lock = DeferredLock()
         self._encryptor = Encryptor(self._key)
         self._hasher = CiphertextHasher(parameters.k, parameters.max_segment_size, parameters.size)
@@ -110,6 +120,8 @@ class StreamingUpload:
             data, self._literal = self._literal + data if self._literal else data, b""
             view = memoryview(data)
             for start in range(0, len(view), PIECE):
+                if self._content is not None:
+                    self._content.update(bytes(view[start:start + PIECE]))
                 ciphertext = self._encryptor.encrypt(view[start:start + PIECE])
                 self._hasher.update(ciphertext)
                 await self._helper.send(ciphertext)
@@ -126,11 +138,45 @@ class StreamingUpload:
                 self._over = self._abort_wanted = True
                 await self._helper.abort()  # if it was opened before it turned out to be so short
                 return bytes(uri.LiteralFileURI(self._literal).to_string())
-            hashes = self._hasher.hashes()
-            cap = cap_of(self._key, self._parameters, hashes, await self._helper.finish(hashes))
+            self._helper.complete()
+            content = None if self._content is None else self._content.end()
+            cap = None if content is None else await self._take_existing(content)
+            if cap is None:
+                hashes = self._hasher.hashes()
+                cap = cap_of(self._key, self._parameters, hashes, await self._helper.finish(hashes))
+                if content is not None:
+                    self._leaving = self._helper.leave_record(content.convergent_index, record_of(cap, content))
             self._over = True
             self._on_progress(self.progress)
             return cap
+
+    async def find(self, content: Content) -> bytes | None:
+        """Before anything is written, for a file that is known and will be encrypted under its convergent key: its
+        cap, if it is stored already; the upload is over then. Otherwise `close` will not look for it again."""
+        async with self._lock_held():
+            self._content = None
+            await self._helper.open()
+            cap = await self._take_existing(content, streamed=False)
+            self._over = cap is not None
+            return cap
+
+    async def settle(self, seconds: float) -> None:
+        """After `close`: wait until the helper has what was left for those who will have the same file, but no
+        longer than so many seconds."""
+        waiting: Deferred[None] = Deferred()
+        self._leaving.addCallback(lambda _none: None if waiting.called else waiting.callback(None))
+        try:
+            await waiting.addTimeout(seconds, self._clock)
+        except TimedOut:
+            pass
+
+    async def _take_existing(self, content: Content, streamed: bool = True) -> bytes | None:
+        """The cap of a file that is stored already, which was taken instead of this upload."""
+        found = None if self._finder is None else await self._finder.find(content, self._helper, streamed)
+        if found is None:
+            return None
+        self.outcome = found.outcome
+        return found.cap
 
     async def abort(self) -> None:
         """Give the upload up: the helper forgets it and lets go of its shares. Does not wait for `write`.

@@ -256,6 +256,32 @@ class AlreadyPublishing(Refusal):
 
 
 @attrs.define(eq=False, str=False)
+class NotFinished(Refusal):
+    code = "not-finished"
+    state: str
+
+    def text(self) -> str:
+        return f"the upload is {self.state}: a sealed record can be left of a finished one only"
+
+
+@attrs.define(eq=False, str=False)
+class NotOffered(Refusal):
+    code = "not-offered"
+
+    def text(self) -> str:
+        return ("the helper does not answer for this file: the last look_up of this upload did not name it, "
+                "the helper was restarted since, or its shares could not be kept from expiring; finish the upload")
+
+
+@attrs.define(eq=False, str=False)
+class Deduplicated(Refusal):
+    code = "deduplicated"
+
+    def text(self) -> str:
+        return "the client took a file that was stored already; this upload was dropped"
+
+
+@attrs.define(eq=False, str=False)
 class Aborted(Refusal):
     code = "aborted"
 
@@ -314,6 +340,7 @@ BY_CODE: dict[str, type[StreamingError]] = {
         BadArgument, BadUploadId, UnknownUpload, ParametersDiffer, TooManyUploads, TooFewServers,
         TooFewShares, SpoolFull, QuotaExceeded, MessageTooLarge, OffsetGap, ConflictingData, CreditExceeded,
         SizeExceeded, SizeMismatch, LiteralSize, BadStorageIndex, StorageIndexConflict, StorageIndexBusy, HashMismatch,
-        AlreadyFinishing, AlreadyPublishing, Aborted, Expired, SpoolFailed, HelperStopping, InternalError,
+        AlreadyFinishing, AlreadyPublishing, NotFinished, NotOffered, Deduplicated, Aborted, Expired, SpoolFailed,
+        HelperStopping, InternalError,
     )
 }

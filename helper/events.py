@@ -75,6 +75,14 @@ class FinishReceived:
 
 
 @attrs.frozen
+class AdoptReceived:
+    """The client takes another file, stored under `storage_index`, instead of this upload."""
+
+    call: int
+    storage_index: bytes
+
+
+@attrs.frozen
 class Completed:
     """Answer to Complete: the hashes of all ciphertext held, and the URI extension block it will have."""
 

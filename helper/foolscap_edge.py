@@ -68,6 +68,16 @@ class StreamingHelper(Referenceable):  # type: ignore[misc]
     def remote_abort(self, upload_id: bytes) -> Deferred[WireAnswer]:
         return self._answer(self._uploads.abort(upload_id))
 
+    def remote_look_up(self, upload_id: bytes, convergent_storage_index: bytes) -> Deferred[WireAnswer]:
+        return self._answer(self._uploads.look_up(upload_id, convergent_storage_index))
+
+    def remote_adopt(self, upload_id: bytes, storage_index: bytes) -> Deferred[WireAnswer]:
+        return self._answer(self._uploads.adopt(upload_id, storage_index))
+
+    def remote_leave_record(self, upload_id: bytes, convergent_storage_index: bytes,
+                            record: bytes) -> Deferred[WireAnswer]:
+        return self._answer(self._uploads.leave_record(upload_id, convergent_storage_index, record))
+
     def _answer(self, awaitable: Awaitable[Answered]) -> Deferred[WireAnswer]:
         return Deferred.fromCoroutine(self._encoded(awaitable))
 

@@ -54,6 +54,11 @@ class TahoeGrid:
                    if _writable(native)]
         return [server for server in servers if server is not None]
 
+    def readable_servers(self) -> list[StorageServer]:
+        """See sinks.Grid."""
+        return [StockServer(native, self._lease_secrets) for native in self._broker.get_connected_servers()
+                if _reached(native)]
+
     def writable_count(self) -> int:
         """Connected servers that said they have room."""
         return len(self.servers_for(bytes(16)))
@@ -132,5 +137,9 @@ class TahoeGrid:
 
 def _writable(native: Any) -> bool:
     """A read-only or full server says that it has no space at all; one that says nothing is asked."""
+    return _reached(native) and native.get_available_space() != 0
+
+
+def _reached(native: Any) -> bool:
     return (hasattr(native, "get_rref") and native.get_rref() is not None
-            and native.get_storage_server() is not None and native.get_available_space() != 0)
+            and native.get_storage_server() is not None)

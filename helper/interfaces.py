@@ -54,6 +54,13 @@ OpenParameters = DictOf(_Key, _Number, maxKeys=16)
 SEEDS_MAX = 64 * KiB
 _Order = StringConstraint(SEEDS_MAX)
 
+#: Most bytes of a sealed record, and most of them that one answer names: protocol.txt §4.8, §4.10.
+RECORD_MAX = 256
+RECORDS_TOLD_MAX = 4
+#: Most bytes of a URI extension block that is passed on; stock's have some 400.
+UEB_MAX = 4 * KiB
+_Record = StringConstraint(2 * RECORD_MAX)
+
 #: Fields of an answer: b"code" always; numbers and byte strings (protocol.txt §3.2).
 AnswerFields = DictOf(_Key, ChoiceOf(_Number, StringConstraint(SEEDS_MAX)), maxKeys=32)
 #: (share number, server name, state, bytes of ciphertext placed), of `status` and `finish`.
@@ -93,4 +100,16 @@ class RIStreamingHelper(RemoteInterface):
 
     def abort(upload_id=_Id):  # type: ignore[no-untyped-def]
         """Give the upload up: protocol.txt §4.6."""
+        return Answer
+
+    def look_up(upload_id=_Id, convergent_storage_index=_Index):  # type: ignore[no-untyped-def]
+        """Is the file stored already?: protocol.txt §4.8."""
+        return Answer
+
+    def adopt(upload_id=_Id, storage_index=_Index):  # type: ignore[no-untyped-def]
+        """Take a file that is stored already instead of this upload: protocol.txt §4.9."""
+        return Answer
+
+    def leave_record(upload_id=_Id, convergent_storage_index=_Index, record=_Record):  # type: ignore[no-untyped-def]
+        """Leave a sealed record of a finished upload, for those who have the same file: protocol.txt §4.10."""
         return Answer

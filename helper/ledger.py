@@ -20,6 +20,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from helper.dedup_records import CREATE_RECORDS, CREATE_RECORDS_EXPIRY
 from helper.disk import fsync_directory, make_directory, reason_of
 from helper.errors import SpoolFailed
 from helper.spool import RunInThread
@@ -45,6 +46,7 @@ SCHEMA: Sequence[Sequence[str]] = (
     ADD_UPTIME,
     ADD_STAGINGS,
     ADD_STAGING_ENOUGH,
+    (CREATE_RECORDS, CREATE_RECORDS_EXPIRY),
 )
 
 
@@ -168,6 +170,11 @@ class LedgerFile:
             raise LedgerUnusable(f"{self._path}: the helper's uptime is damaged: "
                                  f"expected seconds, got {row and row[0]}")
         return Recorded(self.all(), row[0])
+
+    def select(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        """The rows of another table than that of uploads."""
+        with self._lock:
+            return self._db.execute(sql, values).fetchall()
 
     def _record_of(self, row: tuple[Any, ...]) -> UploadRecord:
         try:
@@ -311,6 +318,10 @@ class Ledger:
         self._later(removed)
         return self._ask(_Asked((remove(removed),), [], removes=removed))
 
+    def change(self, *changes: Change) -> Deferred[None]:
+        """Change other tables than that of uploads; fires when all of it is durable."""
+        return self._ask(_Asked(changes, []))
+
     def unless_failing(self, recorded: Deferred[None]) -> Deferred[None]:
         """Fires when `recorded` does; fails with LedgerFailed, if sooner, once it is known that that will take long."""
         d: Deferred[None] = Deferred()
@@ -330,6 +341,10 @@ class Ledger:
 
         recorded.addBoth(tell)
         return d
+
+    def select(self, sql: str, *values: object) -> Deferred[list[tuple[Any, ...]]]:
+        """The rows of another table than that of uploads, as far as they are durable."""
+        return self._run_in_thread(self._file.select, sql, *values)
 
     def close(self) -> Deferred[None]:
         """Take no more changes; fires when those under way are durable (or have failed) and the file is closed."""

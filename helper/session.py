@@ -18,6 +18,7 @@ from helper.events import (
     Abandoned,
     AbandonShares,
     AbortReceived,
+    AdoptReceived,
     AnswerRuleMet,
     AssignReceived,
     BeginPlacing,
@@ -67,6 +68,7 @@ class State(enum.Enum):
     READY = "ready"  # enough shares complete and acknowledged; last moment to give up
     PUBLISHING = "publishing"  # decided; shares are being closed; cannot be aborted
     FINISHED = "finished"  # the answer rule is met and the result known
+    DEDUPLICATED = "deduplicated"  # the client took a file that was there before; that is its result
     ABORTED = "aborted"
     FAILED = "failed"
     EXPIRED = "expired"
@@ -74,17 +76,18 @@ class State(enum.Enum):
 
 #: protocol.txt §6.2: every transition there is.
 TRANSITIONS: Mapping[State, frozenset[State]] = {
-    State.OPEN: frozenset({State.COMPLETING, State.ABORTED, State.FAILED, State.EXPIRED}),
+    State.OPEN: frozenset({State.COMPLETING, State.DEDUPLICATED, State.ABORTED, State.FAILED, State.EXPIRED}),
     State.COMPLETING: frozenset({State.OPEN, State.READY, State.ABORTED, State.FAILED}),
     State.READY: frozenset({State.PUBLISHING, State.ABORTED, State.FAILED}),
     State.PUBLISHING: frozenset({State.FINISHED, State.EXPIRED}),
     State.FINISHED: frozenset(),
+    State.DEDUPLICATED: frozenset(),
     State.ABORTED: frozenset(),
     State.FAILED: frozenset(),
     State.EXPIRED: frozenset(),
 }
 
-ENDED = frozenset({State.ABORTED, State.FAILED, State.EXPIRED})
+ENDED = frozenset({State.DEDUPLICATED, State.ABORTED, State.FAILED, State.EXPIRED})
 _BEFORE_PUBLISHING = frozenset({State.OPEN, State.COMPLETING, State.READY})
 
 
@@ -133,10 +136,11 @@ class Session:
         self._stopping = False
         self._publish_again = False  # shares are to be published that an earlier run did not get to
         self.assigned_index: bytes | None = None  # early; that of `finish` may still be refused with its hashes
+        self.adopted_index: bytes | None = None  # of the file that was taken instead
         self._handlers: dict[type, Callable[[Any], list[Command]]] = {
             PutReceived: self._put, Stored: self._stored, StoreFailed: self._store_failed,
             Compared: self._compared, PushedTo: self._pushed_to, StagingEnough: self._staging_changed,
-            AssignReceived: self._assign, YieldIndex: self._yield_index,
+            AssignReceived: self._assign, YieldIndex: self._yield_index, AdoptReceived: self._adopt,
             FinishReceived: self._finish_received, Completed: self._completed, SharesReady: self._shares_ready,
             PublishRecorded: self._publish_recorded, AnswerRuleMet: self._answer_rule_met,
             ResultRecorded: self._result_recorded, Resumed: self._resumed, Stopping: self._stop,
@@ -318,6 +322,19 @@ class Session:
         self.placing = True
         return [BeginPlacing()]
 
+    def _adopt(self, event: AdoptReceived) -> list[Command]:
+        if self.adopted_index is not None:
+            if event.storage_index != self.adopted_index:
+                return [Refuse(event.call, errors.StorageIndexConflict())]
+            return [Reply(event.call, {"state": self.state.value})]
+        if self.error is not None:
+            return [Refuse(event.call, self.error)]
+        if self.state is not State.OPEN:
+            return [Refuse(event.call, errors.AlreadyFinishing(self.state.value))]
+        self.adopted_index = event.storage_index
+        return [*self._end(State.DEDUPLICATED, errors.Deduplicated()),
+                Reply(event.call, {"state": self.state.value})]
+
     # -- completion ------------------------------------------------------------------------------------
 
     def _finish_received(self, event: FinishReceived) -> list[Command]:
@@ -416,6 +433,8 @@ class Session:
         state = State(event.state)
         # What an earlier run could not let go of expires.
         self._abandoned = state in ENDED or event.error is not None
+        if state is State.DEDUPLICATED:
+            self.adopted_index = event.storage_index
         if event.error is not None and state is not State.FINISHED:  # a result is one whatever became of the spool
             self.state, self.error = (State.FAILED if state in _BEFORE_PUBLISHING else state), event.error
             return []
@@ -443,7 +462,7 @@ class Session:
     def _after_stopping(self, event: object) -> list[Command]:
         """What breaks or ends now is not recorded any more: doing anything about it, as dropping the spool, would
         lose what the next run goes on with."""
-        if isinstance(event, PutReceived | AssignReceived | FinishReceived | AbortReceived):
+        if isinstance(event, PutReceived | AssignReceived | AdoptReceived | FinishReceived | AbortReceived):
             return [Refuse(event.call, errors.HelperStopping())]
         return []
 

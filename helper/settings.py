@@ -60,6 +60,10 @@ class Settings:
     stall_most: int = 60
     #: How long after its answer shares of an upload are still placed.
     placing_patience: int = 86400
+    #: How long storage servers are asked whether a file is stored already; a slower one has nothing.
+    look_up_patience: int = 1
+    #: Sealed records kept (protocol.txt §4.10); each takes some 300 bytes of the ledger.
+    sealed_records_max: int = 100_000
     #: How long `open` waits for storage servers after the node has started.
     server_wait: int = 10
 
@@ -100,6 +104,8 @@ _KEYS = {
     "stall-least": Key("stall_least", duration_of, _DURATION),
     "stall-most": Key("stall_most", duration_of, _DURATION),
     "placing-patience": Key("placing_patience", duration_of, _DURATION),
+    "look-up-patience": Key("look_up_patience", duration_of, "a duration such as 1 second"),
+    "sealed-records-max": Key("sealed_records_max", count_of, "a number", least=0),
     "server-wait": Key("server_wait", duration_of, "a duration such as 10 seconds", least=0),
 }
 

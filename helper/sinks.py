@@ -110,6 +110,13 @@ class StorageServer(Protocol):
     def let_go(self, target: Target, shnums: Sequence[int], /) -> None:
         """Remove what it keeps of shares without a storage index, at once or when it is connected again."""
 
+    def shares_of(self, storage_index: bytes, /) -> Deferred[dict[int, ExistingShare]]:
+        """Every share that readers of `storage_index` find on it. Fails if the server does not answer."""
+
+    def add_lease(self, storage_index: bytes, /) -> Deferred[None]:
+        """Keep its shares of `storage_index` from expiring, for as long as if they were new. Fails if the server
+        does not answer."""
+
     def remove_staged(self, target: Target, shnums: Sequence[int], /) -> Deferred[None]:
         """Remove what it keeps of shares without a storage index; fires when nothing of them is left. Fails if it is
         not connected, refuses, or keeps none."""
@@ -139,6 +146,12 @@ class AbsentServer:
     def remove_staged(self, _target: Target, _shnums: Sequence[int]) -> Deferred[None]:
         return fail(ServerRefused("is not connected"))
 
+    def shares_of(self, _storage_index: bytes) -> Deferred[dict[int, ExistingShare]]:
+        return fail(ServerRefused("is not connected"))
+
+    def add_lease(self, _storage_index: bytes) -> Deferred[None]:
+        return fail(ServerRefused("is not connected"))
+
     def on_disconnect(self, _callback: Callable[[], None]) -> Callable[[], None]:
         return lambda: None
 
@@ -148,6 +161,9 @@ class Grid(Protocol):
 
     def servers_for(self, storage_index: bytes) -> list[StorageServer]:
         """Connected servers that may be written to, in the order in which readers look for shares."""
+
+    def readable_servers(self) -> list[StorageServer]:
+        """Every connected server: those that take nothing more, too."""
 
     def when_back(self, server_id: bytes, timeout: float) -> Deferred[StorageServer | None]:
         """Fires with a server that was lost when it is connected again, with None after `timeout` seconds. May be

@@ -100,6 +100,12 @@ class StagingStorageServer:
         if shnums:
             self.link.abort_later(staging_name(target.staging_secret, self.server_id), *shnums)
 
+    def shares_of(self, storage_index: bytes) -> Deferred[dict[int, ExistingShare]]:
+        return self.stock.shares_of(storage_index)
+
+    def add_lease(self, storage_index: bytes) -> Deferred[None]:
+        return self.stock.add_lease(storage_index)
+
     def remove_staged(self, target: Target, shnums: Sequence[int]) -> Deferred[None]:
         name = staging_name(target.staging_secret, self.server_id)
         return _ask(self.link, "abort", name, list(shnums)).addCallback(_done)

@@ -108,7 +108,7 @@ def _upload(upload: Upload, uploads: Uploads) -> UploadStatus:
         waits_for=_unread_because(upload, uploads) if unread else upload.waits_for,
         idle=max(0, int(now - upload.asked_at)),
         open=max(0, int(now - upload.opened_at)),
-        error=None if session.error is None else session.error.code,
+        error=None if session.error is None or session.state is State.DEDUPLICATED else session.error.code,
         shares=tuple(upload.status().shares))
 
 

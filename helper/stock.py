@@ -73,15 +73,23 @@ class StockServer:
 
     async def existing_shares(self, storage_index: bytes, shnums: Collection[int]) -> dict[int, ExistingShare]:
         """Those of `shnums` that readers of `storage_index` find on this server."""
-        readers = await self.native.get_rref().callRemote("get_buckets", storage_index)
-        return {shnum: StockShare(ReadBucketProxy(readers[shnum], self.native, storage_index))
-                for shnum in shnums if shnum in readers}
+        shares = await self.shares_of(storage_index)
+        return {shnum: shares[shnum] for shnum in shnums if shnum in shares}
+
+    def shares_of(self, storage_index: bytes) -> Deferred[dict[int, ExistingShare]]:
+        d = self.native.get_rref().callRemote("get_buckets", storage_index)
+
+        def shares(readers: dict[int, Any]) -> dict[int, ExistingShare]:
+            return {shnum: StockShare(ReadBucketProxy(reader, self.native, storage_index))
+                    for shnum, reader in readers.items()}
+
+        return d.addCallback(shares)  # type: ignore[no-any-return]
 
     def add_lease(self, storage_index: bytes) -> Deferred[None]:
         """Renew our lease on all shares of `storage_index` that are there, or add it. `allocate` does the same."""
         renew, cancel = self.lease_secrets(storage_index, self.native.get_lease_seed())
-        return self.native.get_rref().callRemote(  # type: ignore[no-any-return]
-            "add_lease", storage_index, renew, cancel)
+        d = self.native.get_rref().callRemote("add_lease", storage_index, renew, cancel)
+        return d.addCallback(lambda _answer: None)  # type: ignore[no-any-return]
 
     def on_disconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
         rref = self.native.get_rref()

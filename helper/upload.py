@@ -251,7 +251,7 @@ class Upload:
         fields: dict[str, int | str | bytes] = {
             "state": s.state.value, "received": s.received, "durable": s.durable, "credit": s.credit,
             "pushed": s.pushed, "paused": int(bool(self.waits_for)), "waits-for": self.waits_for,
-            "storage-index-needed": int(s.storage_index_needed),
+            "storage-index-needed": int(s.storage_index_needed), "looks-up": 1,
         }
         if s.parameters.size is not None:
             fields["size"] = s.parameters.size
@@ -284,7 +284,7 @@ class Upload:
         now, uptime = self._services.clock.seconds(), self._services.uptime.seconds
         if s.state in ENDED:
             self._record = attrs.evolve(self._record, state=s.state.value, error=s.error, touched=now,
-                                        wanted_at=uptime)
+                                        wanted_at=uptime, storage_index=s.adopted_index or self._record.storage_index)
         elif self._record.state == State.OPEN.value:  # up to the decision to publish it is open, for a restart
             self._record = attrs.evolve(self._record, storage_index=s.assigned_index, touched=now - self.idle,
                                         wanted_at=max(0.0, uptime - self.idle), staging_enough=s.staging_enough)
@@ -441,6 +441,17 @@ class Upload:
         else:
             self._remove_unread()
         self._services.room.release(self.name)
+
+    def end_recorded(self) -> Deferred[None]:
+        """Fires once it is recorded that the upload has ended, or cannot be."""
+        done: Deferred[None] = Deferred()
+
+        def recorded(whether: bool) -> bool:
+            done.callback(None)
+            return whether
+
+        self._end_recorded.addCallback(recorded)
+        return done
 
     def when_end_recorded(self, remove: Callable[[], None]) -> None:
         """Call `remove`, which removes ciphertext, once it is recorded that the upload has ended; never if that

@@ -17,7 +17,8 @@ SECRET_SIZE = 32
 
 #: protocol.txt §6.1. A copy of the states of helper/session.py (a test compares them), as what is on disk must not
 #: change with the code.
-STATES = ("open", "completing", "ready", "publishing", "finished", "aborted", "failed", "expired")
+STATES = ("open", "completing", "ready", "publishing", "finished", "deduplicated", "aborted", "failed",
+          "expired")
 
 
 @attrs.frozen

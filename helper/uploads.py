@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 
@@ -12,8 +13,10 @@ from twisted.logger import Logger
 
 from helper import errors, events
 from helper.block_memory import BlockMemory
+from helper.dedup import Deduplication
+from helper.dedup_store import SealedRecords
 from helper.in_flight import InFlight
-from helper.interfaces import SEEDS_MAX, UPLOAD_ID_SIZE
+from helper.interfaces import SEEDS_MAX, STORAGE_INDEX_SIZE, UPLOAD_ID_SIZE
 from helper.ledger import Ledger, LedgerFailed, Recorded
 from helper.leftovers import Leftovers
 from helper.parameters import Parameters
@@ -53,6 +56,8 @@ class Uploads:
         self._services = Services(settings, grid, ledger, clock, encode_in_thread, self._room, BlockMemory(),
                                   InFlight(clock), self._count, self._uptime, self._leftovers)
         self._recovery = Recovery(spool, self._services)
+        self._dedup = Deduplication(grid, SealedRecords(ledger, clock, settings.sealed_records_max), clock,
+                                    settings.look_up_patience, self._being_placed, self._count)
         ledger.on_change = self._ledger_changed
         self._by_name: OrderedDict[str, Upload] = OrderedDict()
         self._by_index: dict[bytes, Upload] = {}
@@ -63,7 +68,8 @@ class Uploads:
         #: Since the helper's start.
         self.counters = dict.fromkeys((
             "opened", "resumed", "finished", "aborted", "failed", "expired", "bytes_received", "bytes_pushed_again",
-            "shares_lost", "shares_rehomed", "servers_stalled"), 0)
+            "shares_lost", "shares_rehomed", "servers_stalled", "deduplicated", "looked_up", "deduplicated_existing",
+            "deduplicated_streamed_before", "records_left"), 0)
 
     def start(self, recorded: Recorded) -> None:
         """The node starts, with what the run before has recorded. Begin to look for uploads that have expired."""
@@ -246,6 +252,39 @@ class Uploads:
             await recorded.addTimeout(ABANDON_PATIENCE, self._clock).addErrback(lambda _failure: None)
         return answered
 
+    async def look_up(self, upload_id: bytes, convergent_storage_index: bytes) -> Answered:
+        upload = await self._find(upload_id)
+        _check_index(convergent_storage_index)
+        upload.asked()
+        if upload.session.error is not None:
+            raise upload.session.error
+        if upload.session.state is not State.OPEN:
+            raise errors.AlreadyFinishing(upload.session.state.value)
+        return await self._dedup.look_up(upload, convergent_storage_index)
+
+    async def adopt(self, upload_id: bytes, storage_index: bytes) -> Answered:
+        upload = await self._find(upload_id)
+        _check_index(storage_index)
+        if upload.session.state is State.OPEN and upload.session.error is None:
+            await self._dedup.keep(upload, storage_index)
+        answered = await upload.call(lambda call: events.AdoptReceived(call, storage_index))
+        self._dedup.taken(upload, storage_index)
+        with contextlib.suppress(LedgerFailed):
+            # The other file is complete, so that is no reason not to answer if it cannot be recorded now: this upload
+            # is then open for the next run, and expires.
+            await self._ledger.unless_failing(upload.end_recorded())
+        return answered
+
+    async def leave_record(self, upload_id: bytes, convergent_storage_index: bytes, record: bytes) -> Answered:
+        upload = await self._find(upload_id)
+        _check_index(convergent_storage_index)
+        if upload.session.error is not None:
+            raise upload.session.error
+        if upload.session.state is not State.FINISHED or upload.storage_index is None:
+            raise errors.NotFinished(upload.session.state.value)
+        await self._dedup.leave(convergent_storage_index, upload.storage_index, record)
+        return Answered({"state": upload.session.state.value})
+
     # -- finding and forgetting ----------------------------------------------------------------------------
 
     def _name(self, upload_id: bytes) -> str:
@@ -287,6 +326,13 @@ class Uploads:
         """Remember the storage index that the upload has, if its call was not refused."""
         if upload.storage_index is not None and not upload.over:
             self._by_index[upload.storage_index] = upload
+
+    def _being_placed(self, storage_index: bytes) -> bytes | None:
+        """The UEB of the finished upload with this storage index, while its last shares are being placed."""
+        upload = self._by_index.get(storage_index)
+        if upload is None or upload.session.state is not State.FINISHED or upload.storage_index != storage_index:
+            return None
+        return upload.session.ueb if self._room.stored(upload.name) else None
 
     @property
     def not_recording(self) -> str:
@@ -336,12 +382,18 @@ class Uploads:
             del self._by_name[upload.name]
             upload.forget()
         self._by_index = {si: u for si, u in self._by_index.items()
-                          if u.storage_index == si and not u.over}
+                          if u.storage_index == si and (not u.over or self._room.stored(u.name))}
+        self._dedup.sweep()
         touched = [u.name for u in self._by_name.values() if not u.over and u.idle <= elapsed]
         recorded = DeferredList([self._ledger.remove([u.name for u in gone]),
                                  self._ledger.touch(touched, self._clock.seconds(), self._uptime.seconds)],
                                 consumeErrors=True)
         return recorded.addCallback(lambda _results: None)
+
+
+def _check_index(storage_index: bytes) -> None:
+    if len(storage_index) != STORAGE_INDEX_SIZE:
+        raise errors.BadStorageIndex(STORAGE_INDEX_SIZE, len(storage_index))
 
 
 def _fitting(servers: list[StorageServer]) -> list[StorageServer]:

@@ -82,6 +82,7 @@ class FakeServer:
         self.connection = 0
         self.published: dict[tuple[bytes, int], Published] = {}
         self.open: dict[tuple[bytes, int], FakeSink] = {}
+        self.leases: list[bytes] = []  # storage indexes whose leases were made or renewed by a request of its own
         self.asked: list[Asked] = []
         self.aborted: list[FakeSink] = []
         self.closed_at: dict[int, float] = {}  # share number: time, in seconds
@@ -96,8 +97,8 @@ class FakeServer:
     # -- what tests do to it -----------------------------------------------------------------------------
 
     def plan(self, operation: str, nth: int, fault: Fault) -> None:
-        """What happens to the `nth` request (from 1) of that kind: allocate, space, write, seal, publish, abort
-        or read."""
+        """What happens to the `nth` request (from 1) of that kind: allocate, space, write, seal, publish, abort,
+        read, look or lease."""
         self._faults[operation, nth] = fault
         self.seals |= operation == "seal"
 
@@ -168,6 +169,16 @@ class FakeServer:
 
     def let_go(self, target: Target, shnums: Sequence[int]) -> None:
         pass
+
+    def shares_of(self, storage_index: bytes) -> Deferred[dict[int, ExistingShare]]:
+        def shares() -> dict[int, ExistingShare]:
+            return {shnum: FakeShare(self, self.connection, (storage_index, shnum))
+                    for si, shnum in self.published if si == storage_index}
+
+        return self.request("look", self.connection, shares)
+
+    def add_lease(self, storage_index: bytes) -> Deferred[None]:
+        return self.request("lease", self.connection, lambda: self.leases.append(storage_index))
 
     def remove_staged(self, _target: Target, _shnums: Sequence[int]) -> Deferred[None]:
         return fail(ServerError("stages nothing"))
@@ -572,6 +583,9 @@ class FakeGrid:
         """Connected, writable servers in the order in which readers of this storage index ask them."""
         return sorted((s for s in self.servers if (s.connected or s.stale) and s.writable),
                       key=lambda s: hashlib.sha1(storage_index + s.server_id).digest())
+
+    def readable_servers(self) -> list[StorageServer]:
+        return [server for server in self.servers if server.connected or server.stale]
 
     def writable_count(self) -> int:
         return len(self.servers_for(bytes(16)))

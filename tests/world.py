@@ -124,6 +124,15 @@ class WireLink:
     async def abort(self, upload_id: bytes) -> HelperAnswer:
         return await self._call("abort", upload_id)
 
+    async def look_up(self, upload_id: bytes, convergent_index: bytes) -> HelperAnswer:
+        return await self._call("look_up", upload_id, convergent_index)
+
+    async def adopt(self, upload_id: bytes, storage_index: bytes) -> HelperAnswer:
+        return await self._call("adopt", upload_id, storage_index)
+
+    async def leave_record(self, upload_id: bytes, convergent_index: bytes, record: bytes) -> HelperAnswer:
+        return await self._call("leave_record", upload_id, convergent_index, record)
+
     def cut(self) -> None:
         """The connection breaks: every call under way, and to come, fails."""
         self._cut = True

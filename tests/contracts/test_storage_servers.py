@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
 import oracle
 import pytest
-from server_benches import BENCHES, SI, TARGET, Bench
+from server_benches import BENCHES, SI, TARGET, Bench, StockBench
 from twisted.internet.defer import Deferred, gatherResults
 
 from helper.layout import DATA_OFFSET
@@ -35,6 +36,7 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
 
 
 bench = pytest.fixture(made, params=list(BENCHES), name="bench")
+stocks_own = pytest.fixture(made, params=["stock"], name="stocks_own")
 stock_bench = pytest.fixture(made, params=["fake", "stock"], name="stock_bench")
 
 
@@ -257,6 +259,10 @@ def test_a_server_that_is_gone_fails_every_request(bench: Bench) -> None:
         bench.run(server.free_space)
     with pytest.raises(Exception):  # noqa: B017, PT011
         bench.run(lambda: server.allocate(TARGET, [0], Allocation(10, 10)))
+    with pytest.raises(Exception):  # noqa: B017, PT011
+        bench.run(lambda: server.shares_of(SI))
+    with pytest.raises(Exception):  # noqa: B017, PT011
+        bench.run(lambda: server.add_lease(SI))
 
 
 # -- shares that were there ---------------------------------------------------------------------------------
@@ -283,6 +289,38 @@ def test_an_existing_share_can_be_read(bench: Bench, encoded: oracle.Encoded) ->
         start = 0x44 + segment * block_size
         block = bench.run(partial(existing.read_block, segment, block_size, length))
         assert block == encoded.shares[2][start:start + length]
+
+
+def test_every_share_of_an_index_that_readers_find_is_told(bench: Bench, encoded: oracle.Encoded) -> None:
+    write_share(bench, encoded.shares[1], 1)
+    write_share(bench, encoded.shares[2], 2)
+    allocate(bench, [3])  # still being written
+    shares = bench.run(lambda: bench.server.shares_of(SI))
+    assert set(shares) == {1, 2}
+    for share in shares.values():
+        assert bench.run(share.read_ueb) == encoded.ueb
+    assert bench.run(lambda: bench.server.shares_of(bytes(16))) == {}
+
+
+def test_a_lease_may_be_added_and_renewed_at_any_time(bench: Bench, encoded: oracle.Encoded) -> None:
+    """Also where nothing is: that is no error on any server."""
+    bench.run(lambda: bench.server.add_lease(SI))
+    write_share(bench, encoded.shares[1], 1)
+    for _ in range(2):
+        bench.run(lambda: bench.server.add_lease(SI))
+    assert bench.content(1) == encoded.shares[1]
+
+
+def test_a_lease_is_added_by_whoever_has_none_and_renewed_by_whoever_has(stocks_own: StockBench,
+                                                                          encoded: oracle.Encoded) -> None:
+    write_share(stocks_own, encoded.shares[1], 1)
+    (first,) = stocks_own.share_file(1).get_leases()
+    stocks_own.run(lambda: stocks_own.stock.add_lease(SI))
+    (renewed,) = stocks_own.share_file(1).get_leases()
+    assert renewed.get_expiration_time() >= first.get_expiration_time()
+    other = attrs.evolve(stocks_own.stock, lease_secrets=lambda _si, _seed: (b"R" * 32, b"C" * 32))
+    stocks_own.run(lambda: other.add_lease(SI))
+    assert len(list(stocks_own.share_file(1).get_leases())) == 2
 
 
 def test_reading_a_share_that_is_none_fails(bench: Bench) -> None:

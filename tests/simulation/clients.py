@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from allmydata import uri
+from dedup_worlds import SECRET, Reader
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from world import begin
 
 from client_shim.cipher import Encryptor
+from client_shim.dedup import Dedup, Outcome
 from client_shim.errors import HelperUnreachable, UploadError
 from client_shim.upload import StreamingUpload
 from helper.foolscap_edge import WireAnswer
 from helper.upload import hashed_name
 from simulation.clocks import SettableClock
 from simulation.links import FaultyLink
-from simulation.schedule import Program
+from simulation.schedule import File, Program
 
 if TYPE_CHECKING:
     from simulation.simulated_world import SimulatedWorld
@@ -67,9 +70,30 @@ class Client:
     def start(self) -> None:
         file = self.file
         self.upload = StreamingUpload(self._connect, file.parameters, self.process, key=file.key,
-                                      reveal=self.program.reveal)
+                                      reveal=self.program.reveal, dedup=self._dedup())
         self._name = hashed_name(self.upload._upload_id)
         self.process.callLater(self.program.begins, self._begin)
+
+    def _dedup(self) -> Dedup | None:
+        return Dedup(SECRET, self._read, lambda count: self.number % count) if self.program.dedup else None
+
+    async def _read(self, cap: bytes, start: int, end: int) -> bytes:
+        """Through a node of its own."""
+        await deferLater(self.process, self._delay())
+        return Reader(self._world, self.file.parameters).file(cap)[start:end]
+
+    @property
+    def result(self) -> File:
+        """The file whose cap it has: its own, or that of somebody else who had the same."""
+        if self.upload.outcome is Outcome.PUBLISHED or self.cap is None:
+            return self.file
+        key = uri.from_string(self.cap).key
+        return next((other.file for other in self._world.clients if other.file.key == key), self.file)
+
+    @property
+    def adopts(self) -> bool:
+        """Whether it has asked to take another file."""
+        return self.upload._helper._adopting
 
     def arm(self, fate: str, amount: float, fired: Callable[[], None]) -> None:
         """Something happens to the next message that goes over its connection."""

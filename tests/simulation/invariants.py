@@ -89,6 +89,8 @@ def _check_upload(world: SimulatedWorld, client: Client) -> None:
 def _check_end(world: SimulatedWorld, client: Client, state: State, code: str) -> None:
     if state is State.FAILED:
         require(may_fail(world, client, code), f"the upload of client {client.number} failed for no reason: {code}")
+    elif state is State.DEDUPLICATED:
+        require(client.adopts or client.died, f"client {client.number} has taken no other file")
     elif state is State.ABORTED:
         require(client.wants_nothing or client.crash, f"client {client.number} has aborted nothing")
     else:
@@ -135,7 +137,7 @@ def _check_complete(world: SimulatedWorld, client: Client) -> None:
     client.decided = True
     sharemap = defaultdict(set)
     for server in world.servers:
-        for shnum, data in server.shares_of(encoded.storage_index):
+        for shnum, data in server.written_of(encoded.storage_index):
             if data == encoded.shares.get(shnum):
                 sharemap[shnum].add(server.server_id)
     p = client.file.parameters
@@ -186,13 +188,16 @@ def check_spool_size(world: SimulatedWorld) -> None:
 
 def check_cap(world: SimulatedWorld, client: Client) -> None:
     """A cap is what stock would give, and the file is on enough servers."""
-    encoded = expected(client.file.data, with_size(client.file.parameters, None), client.file.key)
+    file = client.result
+    encoded = expected(file.data, with_size(file.parameters, None), file.key)
     require(client.cap == encoded.cap, "the cap is not the oracle's")
+    require(file.data == client.file.data, "the cap is that of another content")
     _check_placed(world, client, client.file.parameters.happy)
 
 
 def _check_placed(world: SimulatedWorld, client: Client, happy: int) -> None:
-    encoded = expected(client.file.data, with_size(client.file.parameters, None), client.file.key)
+    file = client.result
+    encoded = expected(file.data, with_size(file.parameters, None), file.key)
     copies = world.grid.copies(encoded.storage_index)
     sharemap = defaultdict(set)
     for shnum, found in copies.items():
@@ -222,6 +227,16 @@ def leftovers(world: SimulatedWorld) -> list[str]:
     return [server.name for server in world.servers if server.has_leftovers and not server.gone]
 
 
+def _check_readable(world: SimulatedWorld, client: Client) -> None:
+    result = client.result
+    placed = world.grid.copies(expected(result.data, with_size(result.parameters, None), result.key).storage_index)
+    choices = list(combinations(sorted(placed), result.parameters.k))
+    for shnums in random.Random(world.schedule.seed).sample(choices, min(3, len(choices))):
+        shares = {shnum: placed[shnum][0][1].data for shnum in shnums}
+        require(read_file(shares, result.key, result.parameters) == client.file.data,
+                f"shares {shnums} do not give the file back")
+
+
 def check_end(world: SimulatedWorld) -> None:
     """Everything is over: what was promised can be read, and nothing else is left."""
     check_clients(world)
@@ -230,12 +245,7 @@ def check_end(world: SimulatedWorld) -> None:
         copies = world.grid.copies(encoded.storage_index)
         if client.cap is not None:
             _check_placed(world, client, client.file.parameters.happy)
-            k = client.file.parameters.k
-            choices = list(combinations(sorted(copies), k))
-            for shnums in random.Random(world.schedule.seed).sample(choices, min(3, len(choices))):
-                shares = {shnum: copies[shnum][0][1].data for shnum in shnums}
-                require(read_file(shares, client.file.key, client.file.parameters) == client.file.data,
-                        f"shares {shnums} do not give the file back")
+            _check_readable(world, client)
         upload = world.upload_of(client)
         if upload is not None and upload.session.state in ENDED:
             # One that expired while it was published has left ordinary shares, if some were closed.

@@ -38,6 +38,7 @@ class Program:
     ending: str
     patience: float  # seconds, before it aborts or dies while closing
     reveal: RevealStorageIndex
+    dedup: bool = False  # whether it looks for files that are stored already
 
 
 @attrs.frozen
@@ -102,6 +103,7 @@ def schedule(seed: int) -> Schedule:
     choose = random.Random(f"schedule {seed}")
     clients = choose.choice([1, 1, 2, 2, 3])
     programs = tuple(_program(choose, number) for number in choose.sample(range(FILES), clients))
+    programs = _with_twins(seed, programs)
     servers = choose.randint(max(4, *(p.file.parameters.happy for p in programs)), 12)
     staging = choose.choice([0, servers, choose.randint(0, servers)])
     kinds = choose.sample(list(FaultKind), choose.choice([1, 2, 3, 4, 6, len(FaultKind)]))
@@ -112,6 +114,20 @@ def schedule(seed: int) -> Schedule:
         stock_servers=servers - staging, staging_servers=staging,
         network=choose.choice([0.001, 0.01, 0.1]), server=choose.choice([0.001, 0.01, 0.1]),
         thread=choose.choice([0.001, 0.001, 0.02]), programs=programs, faults=tuple(faults))
+
+
+def _with_twins(seed: int, programs: tuple[Program, ...]) -> tuple[Program, ...]:
+    """In one run of three all look for files that are stored already; then the second client, and perhaps the third,
+    has the plaintext of the first, under a key of its own."""
+    choose = random.Random(f"dedup {seed}")
+    if choose.random() > 1 / 3:
+        return programs
+    first, *others = programs
+    cut_short = {"abort", "die"}  # their writes are not those of the whole file
+    twins = [attrs.evolve(p, file=attrs.evolve(first.file, key=choose.randbytes(16)), writes=first.writes,
+                          begins=first.begins + choose.choice([0.0, 0.5, 5.0, 60.0]))
+             if not {first.ending, p.ending} & cut_short and choose.random() < 0.8 else p for p in others]
+    return tuple(attrs.evolve(p, dedup=True) for p in (first, *twins))
 
 
 def _program(choose: random.Random, number: int) -> Program:

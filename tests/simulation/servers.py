@@ -15,7 +15,8 @@ from helper.sinks import Granted, StorageServer, Target
 
 T = TypeVar("T")
 
-OPERATIONS = ("allocate", "space", "write", "seal", "publish", "abort", "read", "touch")
+OPERATIONS = ("allocate", "space", "write", "seal", "publish", "abort", "read", "touch", "look",
+              "lease")
 
 
 class Unsteady(FakeServer):
@@ -30,7 +31,7 @@ class Unsteady(FakeServer):
         self.latency = self.delay()
         return super().request(operation, connection, perform, refused)
 
-    def shares_of(self, storage_index: bytes) -> list[tuple[int, bytes]]:
+    def written_of(self, storage_index: bytes) -> list[tuple[int, bytes]]:
         """Number and content of what is written of shares under a storage index, published or not."""
         return [*((shnum, share.data) for (si, shnum), share in self.published.items() if si == storage_index),
                 *((shnum, bytes(sink._data)) for (si, shnum), sink in self.open.items() if si == storage_index)]
@@ -62,9 +63,9 @@ class StagingServer(Unsteady, FakeStagingServer):
     def allocate(self, target: Target, shnums: Sequence[int], allocation: Allocation) -> Deferred[Granted]:
         return super().allocate(target, shnums, allocation).addCallback(self._lied)
 
-    def shares_of(self, storage_index: bytes) -> list[tuple[int, bytes]]:
+    def written_of(self, storage_index: bytes) -> list[tuple[int, bytes]]:
         """What is staged has no storage index yet."""
-        return [*super().shares_of(storage_index),
+        return [*super().written_of(storage_index),
                 *((shnum, bytes(share.data)) for (_secret, shnum), share in self.staged.items())]
 
     def _lied(self, granted: Granted) -> Granted:

@@ -57,6 +57,7 @@ FORMATS = {
     "allmydata.util.abbreviate.abbreviate_time",
     "allmydata.util.abbreviate.parse_abbreviated_size",
     "allmydata.util.base32.a2b",
+    "allmydata.util.happinessutil.servers_of_happiness",
     "allmydata.util.hashutil._SHA256d_Hasher",
     "allmydata.util.hashutil.block_hash",
     "allmydata.util.hashutil.bucket_cancel_secret_hash",
@@ -68,6 +69,7 @@ FORMATS = {
     "allmydata.util.hashutil.file_renewal_secret_hash",
     "allmydata.util.hashutil.permute_server_hash",
     "allmydata.util.hashutil.storage_index_hash",
+    "allmydata.util.hashutil.tagged_hash",
     "allmydata.util.hashutil.tagged_pair_hash",
     "allmydata.util.hashutil.uri_extension_hash",
     "allmydata.util.time_format.parse_duration",
@@ -143,7 +145,8 @@ CONNECTIONS = {
 #: What is used of objects that the node hands us: (class, source, expression there) to names.
 OBJECTS = {
     (StorageFarmBroker, "helper/service.py", "storage_farm_broker"): {"_tub_maker"},
-    (StorageFarmBroker, "helper/grid.py", "self._broker"): {"get_known_servers", "get_servers_for_psi"},
+    (StorageFarmBroker, "helper/grid.py", "self._broker"): {
+        "get_connected_servers", "get_known_servers", "get_servers_for_psi"},
     (IntroducerClient, "helper/grid.py", "introducer"): {"subscribe_to"},
     (SecretHolder, "helper/grid.py", "self._secrets"): {"get_cancel_secret", "get_renewal_secret"},
     (NativeStorageServer, "helper/grid.py", "native"): {
@@ -169,7 +172,7 @@ OBJECTS = {
 }
 #: Remote methods called in stock.py, by the expression they are called on, and how many arguments they get.
 REMOTE = {
-    (RIStorageServer, "self.native.get_rref()"): {"get_version": 0, "get_buckets": 1},
+    (RIStorageServer, "self.native.get_rref()"): {"get_version": 0, "get_buckets": 1, "add_lease": 3},
     (RIStorageServer, "rref"): {"allocate_buckets": 6},
     (RIBucketWriter, "self.writer"): {"abort": 0, "close": 0, "write": 2},
 }

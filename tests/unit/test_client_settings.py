@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from client_shim.dedup import DedupMode
 from client_shim.disclosure import RevealStorageIndex
 from client_shim.errors import BadNodeDirectory
 from client_shim.node_config import read_node_config
@@ -42,7 +43,15 @@ def test_patience(tmp_path: Path, text: str, seconds: int) -> None:
     assert read_client_settings(tmp_path) == ClientSettings(patience=seconds)
 
 
+@pytest.mark.parametrize("mode", DedupMode)
+def test_dedup(tmp_path: Path, mode: DedupMode) -> None:
+    write(tmp_path, f"[client]\ndedup = {mode.value}\n")
+    assert read_client_settings(tmp_path) == ClientSettings(dedup=mode)
+    assert ClientSettings().dedup is DedupMode.ON
+
+
 @pytest.mark.parametrize(("text", "complaint"), [
+    ("[client]\ndedup = yes\n", "dedup = 'yes': expected on or trust or off"),
     ("[client]\nreveal-storage-index = later\n",
      "reveal-storage-index = 'later': expected auto or early or at-completion"),
     ("[client]\nreveal-storage-index = EARLY\n",
@@ -50,7 +59,7 @@ def test_patience(tmp_path: Path, text: str, seconds: int) -> None:
     ("[client]\npatience = 5\n", "patience = '5': expected a duration such as 1 hour"),
     ("[client]\npatience = -1 days\n", "patience = '-1 days': expected a duration such as 1 hour"),
     ("[clients]\n", "unknown section [clients]; known are [client], [gateway], [helper]"),
-    ("[client]\nreveal = early\n", "unknown key 'reveal' in [client]; known are patience, reveal-storage-index"),
+    ("[client]\nreveal = early\n", "unknown key 'reveal' in [client]; known are dedup, patience, reveal-storage-index"),
 ])
 def test_what_cannot_be_used(tmp_path: Path, text: str, complaint: str) -> None:
     path = write(tmp_path, text)

@@ -215,6 +215,18 @@ def test_full_and_read_only_servers_are_not_listed(world: Grid, space: int | Non
     assert world.grid.writable_count() == len(world.listed()) == listed
 
 
+def test_every_connected_server_may_be_read(world: Grid) -> None:
+    nodes = [*world.stock(3), Node(world, 50, space=0), Node(world, 51, "pb://plugin")]
+    for node in nodes[3:]:
+        node.add()
+    assert {s.server_id for s in world.grid.readable_servers()} == {node.server_id for node in nodes[:3]}
+    for node in nodes[3:]:
+        node.connect()
+    assert {s.server_id for s in world.grid.readable_servers()} == {node.server_id for node in nodes}
+    nodes[0].lose()
+    assert {s.server_id for s in world.grid.readable_servers()} == {node.server_id for node in nodes[1:]}
+
+
 def test_a_node_without_the_plugin_is_stock_at_once(world: Grid) -> None:
     world.stock(1)
     assert world.kinds() == [StockServer]

@@ -9,17 +9,25 @@ from pathlib import Path
 
 import pytest
 from allmydata.util import hashutil
+from Crypto.Cipher import ChaCha20_Poly1305
 from staging_node import NAME, Node
 
-from client_shim.cipher import Encryptor
+from client_shim.cipher import Encryptor, convergent_key
+from client_shim.dedup import READ_PATIENCE
+from client_shim.sealed_records import FileRecord, seal
 from client_shim.verify import cap_of
 from helper import staging_errors
 from helper.bounded_broker import TO_STORAGE_SERVERS, ConnectionBounds
+from helper.dedup import SEARCHES_EACH, SEARCHES_MAX
+from helper.dedup_records import place_of
+from helper.dedup_search import UEBS_READ
+from helper.dedup_store import LEASE_DURATION
 from helper.encoder import Encoder
 from helper.errors import BY_CODE
-from helper.interfaces import LARGEST_MESSAGE_MAX
+from helper.interfaces import LARGEST_MESSAGE_MAX, RECORD_MAX, RECORDS_TOLD_MAX
 from helper.parameters import Parameters
 from helper.session import TRANSITIONS, State
+from helper.settings import Settings
 from helper.spool import Spool
 from helper.staged_share import Outcome
 from helper.staging_records import StagedState
@@ -66,6 +74,40 @@ def test_worked_example() -> None:
     assert f"ueb of {len(done.ueb)} bytes" in section(12)
 
 
+def test_worked_example_of_a_sealed_record() -> None:
+    key = convergent_key(2, 3, 1048576, len(PLAINTEXT), bytes(range(32, 64)), [PLAINTEXT])
+    record = FileRecord(KEY, bytes.fromhex(example("UEB hash")), 2, 3, len(PLAINTEXT))
+    tag, = re.findall(r'tagged_hash\("([^"]+)"', section(4))
+    ours = {
+        "conv. key": key.hex(),
+        "conv. SI": hashutil.storage_index_hash(key).hex(),
+        "cipher key": hashutil.tagged_hash(" ".join(tag.split()).encode(), key).hex(),
+        "left": seal(record, key, bytes(range(24))).hex(),
+    }
+    assert {label: example(re.escape(label)) for label in ours} == ours
+    cipher = ChaCha20_Poly1305.new(key=bytes.fromhex(example("cipher key")), nonce=bytes(range(24)))
+    cipher.update(b"TSr1" + bytes.fromhex(example(r"conv\. SI")))
+    left = bytes.fromhex(example("left"))
+    assert cipher.decrypt_and_verify(left[28:-16], left[-16:]) == (
+        KEY + record.ueb_hash + bytes([0, 2, 0, 3]) + len(PLAINTEXT).to_bytes(8, "big"))
+    assert record.cap.decode() == example("cap")
+
+
+def test_numbers_of_records() -> None:
+    text = section(4)
+    assert f"1 to {RECORD_MAX} bytes" in text
+    assert f"keeps the {RECORDS_TOLD_MAX} newest" in text
+    assert f"{Settings().sealed_records_max:,} (a setting)" in text
+    assert f"UEBs of up to {UEBS_READ} shares" in " ".join(text.split())
+    assert f"It looks up {SEARCHES_MAX} at a time, and {SEARCHES_EACH} times" in " ".join(text.split())
+    assert (Settings().look_up_patience, READ_PATIENCE, LEASE_DURATION) == (1, 2, 31 * 86400)
+
+
+def test_place_of_records() -> None:
+    tag, = re.findall(r'SHA-256 of\s+"(.*?)" and the convergent SI', section(4))
+    assert place_of(b"i" * 16) == hashlib.sha256(tag.encode() + b"i" * 16).digest()
+
+
 def test_worked_example_of_a_spool_record(tmp_path: Path) -> None:
     from twisted.internet.defer import maybeDeferred
 
@@ -77,7 +119,7 @@ def test_worked_example_of_a_spool_record(tmp_path: Path) -> None:
 
 
 def test_codes_are_those_of_the_code() -> None:
-    codes = [*re.findall(r"^    ([a-z]+(?:-[a-z]+)+)  ", section(5), re.M), "aborted", "expired"]
+    codes = [*re.findall(r"^    ([a-z]+(?:-[a-z]+)+)  ", section(5), re.M), "aborted", "expired", "deduplicated"]
     assert sorted(codes) == sorted({*codes} & {*BY_CODE}) == sorted(BY_CODE)
 
 

@@ -16,6 +16,7 @@ from helper.events import (
     Abandoned,
     AbandonShares,
     AbortReceived,
+    AdoptReceived,
     AnswerRuleMet,
     AssignReceived,
     BeginPlacing,
@@ -942,6 +943,72 @@ def abort_of_a_failed_or_expired_upload_says_so(p: Playbook) -> None:
     p.on(AbortReceived(1))
     p.on(Abandoned(), state_is(1, "failed"))
     p.on(AbortReceived(2), state_is(2, "failed"))
+
+
+# -- a file that is stored already --------------------------------------------------------------------------
+
+OTHER_FILE = b"file elsewhere.."
+
+
+@playbook()
+def adopting_another_file_ends_the_upload(p: Playbook) -> None:
+    p.durable(20)
+    p.given(put(1, 20, 10), put(2, 0, 10))
+    p.on(AdoptReceived(3, OTHER_FILE), refused(1, "deduplicated"), refused(2, "deduplicated"), *END,
+         state_is(3, "deduplicated"))
+    p.is_as(state=State.DEDUPLICATED, adopted_index=OTHER_FILE)
+    p.on(AdoptReceived(4, OTHER_FILE), state_is(4, "deduplicated"))
+    p.on(AdoptReceived(5, SI), refused(5, "storage-index-conflict"))
+    for event in (put(6, 20, 10), finish(6, 20), AssignReceived(6, SI)):
+        p.on(event, refused(6, "deduplicated"))
+    p.on(AbortReceived(7))
+    p.on(Abandoned(), state_is(7, "deduplicated"))
+    p.on(Stored(30))
+
+
+@playbook()
+def adopting_before_the_first_byte(p: Playbook) -> None:
+    p.on(AdoptReceived(1, OTHER_FILE), *END, state_is(1, "deduplicated"))
+
+
+@playbook()
+def adopting_after_the_storage_index_was_assigned(p: Playbook) -> None:
+    p.given(AssignReceived(1, SI))
+    p.durable(100)
+    p.on(AdoptReceived(2, OTHER_FILE), *END, state_is(2, "deduplicated"))
+
+
+@playbook()
+def adopting_after_finish_is_refused(p: Playbook) -> None:
+    to_completing(p)
+    p.on(AdoptReceived(1, OTHER_FILE), refused(1, "already-finishing", state="completing"))
+    p.given(completed(100), SharesReady(), PublishRecorded(), AnswerRuleMet())
+    p.on(AdoptReceived(2, OTHER_FILE), refused(2, "already-finishing", state="publishing"))
+    p.on(ResultRecorded(), result(50))
+    p.on(AdoptReceived(3, OTHER_FILE), refused(3, "already-finishing", state="finished"))
+
+
+@playbook()
+def adopting_after_the_end_is_refused(p: Playbook) -> None:
+    p.given(AbortReceived(1))
+    p.on(AdoptReceived(2, OTHER_FILE), refused(2, "aborted"))
+    p.is_as(state=State.ABORTED)
+
+
+@playbook()
+def adopting_while_the_helper_stops(p: Playbook) -> None:
+    p.given(Stopping())
+    p.on(AdoptReceived(1, OTHER_FILE), refused(1, "helper-stopping"))
+    p.is_as(state=State.OPEN)
+
+
+@playbook()
+def an_adopted_file_is_known_after_a_restart(p: Playbook) -> None:
+    p.on(Resumed("deduplicated", 0, OTHER_FILE, None, None, errors.Deduplicated(), unplaced=False))
+    p.on(AdoptReceived(1, OTHER_FILE), state_is(1, "deduplicated"))
+    p.on(AdoptReceived(2, SI), refused(2, "storage-index-conflict"))
+    p.on(AbortReceived(3), state_is(3, "deduplicated"))
+    p.on(finish(4, 100), refused(4, "deduplicated"))
 
 
 # -- too few servers ----------------------------------------------------------------------------------------

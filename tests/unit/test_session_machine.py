@@ -45,6 +45,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.told: bytes | None = None  # the storage index that servers may know
         self.told_early: bytes | None = None
         self.assigned: bytes | None = None
+        self.adopted: bytes | None = None  # the file that was taken instead
         self.record = State.OPEN
         self.decided: tuple[events.FinishReceived, bytes] | None = None  # finish and UEB, once they are recorded
         self.unplaced = True
@@ -158,6 +159,11 @@ class SessionMachine(RuleBasedStateMachine):
                 self.assigned = storage_index
             case events.AbortReceived():
                 assert self.session.state in ENDED
+            case events.AdoptReceived(_call, storage_index):
+                assert self.session.state is State.DEDUPLICATED
+                assert self.decided is None
+                assert self.adopted in (None, storage_index)
+                self.adopted = storage_index
 
     def call(self, make: Any, *arguments: Any) -> None:
         number, self.calls = self.calls, self.calls + 1
@@ -208,6 +214,11 @@ class SessionMachine(RuleBasedStateMachine):
     def finish_as_it_should_be(self) -> None:
         self.call(events.FinishReceived, self.session.received, self.assigned or INDEXES[0],
                   *hashes_of(CONTENT[:self.session.received]))
+
+    @rule(mind=SELDOM, storage_index=st.sampled_from(INDEXES))
+    def adopt(self, mind: int, storage_index: bytes) -> None:
+        if mind == 0:
+            self.call(events.AdoptReceived, storage_index)
 
     @rule(mind=SELDOM)
     def abort(self, mind: int) -> None:
@@ -344,10 +355,14 @@ class SessionMachine(RuleBasedStateMachine):
         self.placing, self.told_early = False, None
         self.session = Session(before.parameters, LIMITS)
         self.tell(events.Resumed(
-            state.value, durable, self.assigned if finish is None else finish.storage_index, finish, ueb,
+            state.value, durable, self.known_index(), finish, ueb,
             before.error if state in ENDED else None, self.unplaced and state not in ENDED))
         assert self.session.state is (State.OPEN if self.decided is None and state not in ENDED else state)
         self.tell(events.StagingEnough(self.enough))
+
+    def known_index(self) -> bytes | None:
+        """As it is recorded."""
+        return self.adopted or (self.assigned if self.decided is None else self.decided[0].storage_index)
 
     def stop(self) -> None:
         state = self.session.state

@@ -43,6 +43,9 @@ KEYS = [
     ("stall-least", "stall_least", [("10 seconds", 10)], ["0 seconds"], "a duration such as 7 days"),
     ("stall-most", "stall_most", [("60 seconds", 60)], ["0 seconds"], "a duration such as 7 days"),
     ("placing-patience", "placing_patience", [("1 day", DAY)], ["0 seconds"], "a duration such as 7 days"),
+    ("look-up-patience", "look_up_patience", [("1 second", 1), ("5 seconds", 5)], ["0 seconds"],
+     "a duration such as 1 second"),
+    ("sealed-records-max", "sealed_records_max", [("0", 0), ("100000", 100_000)], ["-1"], "a number"),
     ("server-wait", "server_wait", [("10 seconds", 10), ("0 seconds", 0), ("1 minute", 60)], ["-1 seconds"],
      "a duration such as 10 seconds"),
 ]
@@ -121,9 +124,9 @@ def test_all_keys_at_once(tmp_path: Path) -> None:
 def test_unknown_key(tmp_path: Path) -> None:
     path = write(tmp_path, "[helper]\ncredits = 1 MiB\n")
     known = ("away-patience, contact-after, credit, empty-expiry, first-bound, free-disk, idle-expiry, "
-             "largest-message, needed-patience, placing-patience, pushing-lag, result-retention, room-patience, "
-             "server-wait, spool-quota, stall-factor, stall-least, stall-most, stall-servers, sweep-interval, "
-             "upload-quota, uploads-max")
+             "largest-message, look-up-patience, needed-patience, placing-patience, pushing-lag, result-retention, "
+             "room-patience, sealed-records-max, server-wait, spool-quota, stall-factor, stall-least, stall-most, "
+             "stall-servers, sweep-interval, upload-quota, uploads-max")
     assert text_of_error(tmp_path) == f"{path}: unknown key 'credits' in [helper]; known are {known}"
 
 

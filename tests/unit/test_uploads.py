@@ -177,7 +177,8 @@ def test_open_says_what_the_client_may_do(world: World) -> None:
     assert answer.code == "ok"
     assert answer.fields == {
         "state": b"open", "received": 0, "durable": 0, "credit": SMALL.credit, "pushed": 0, "paused": 0,
-        "waits-for": b"", "storage-index-needed": 1, "size": 3000, "largest-message": SMALL.largest_message,
+        "waits-for": b"", "storage-index-needed": 1, "looks-up": 1, "size": 3000,
+        "largest-message": SMALL.largest_message,
         "quota": PARAMETERS.largest_size, "servers": 10,
         "permutation-seeds": seeds(world.grid.in_order(bytes(16)))}
     assert answer.shares == []
