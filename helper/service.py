@@ -33,6 +33,7 @@ from zope.interface import implementer
 
 from helper import free_memory
 from helper.bounded_broker import bound
+from helper.codec import describe_code
 from helper.foolscap_edge import AnnouncingHelper, StreamingHelper
 from helper.grid import TahoeGrid
 from helper.ledger import LEDGER_NAME, Ledger, LedgerFile, LedgerUnusable
@@ -48,6 +49,9 @@ reactor: Any = _reactor  # it has more interfaces than its declared type
 DISK_THREADS = 8
 #: Threads that encode and hash. Others, so that no ciphertext waits to become durable while much is encoded.
 ENCODING_THREADS = 4
+
+#: k and N of the code that the log tells of at the start; clients choose their own (these are Tahoe's).
+LOGGED_CODE = 3, 10
 
 #: Below NODEDIR/helper, where the stock helper keeps its files too.
 STREAMING_DIRECTORY = Path("streaming")
@@ -78,6 +82,7 @@ class StreamingHelperService(Service):
 
     def startService(self) -> None:
         """Take the spool and the ledger. Raises SpoolLocked if another process has them, LedgerUnusable."""
+        self.log.info("erasure code: {code}", code=describe_code(*LOGGED_CODE))
         self._spool.start()
         self._ledger.open()
         records = self._ledger_file.all()
