@@ -28,6 +28,7 @@ from helper.interfaces import (  # importing it also teaches Foolscap the schema
     VERSION_LARGEST_MESSAGE,
     Answer,
 )
+from helper.long_strings import LongStrings
 
 _LOST = (DeadReferenceError, ConnectionDone, ConnectionLost)
 
@@ -76,6 +77,7 @@ def make_tub() -> Tub:
     tub.setOption("logRemoteFailures", False)
     tub.setOption("keepaliveTimeout", KEEPALIVE_TIMEOUT)
     tub.setOption("disconnectTimeout", DISCONNECT_TIMEOUT)
+    tub.brokerClass = LongStrings
     return tub
 
 

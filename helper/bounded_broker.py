@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import attrs
 from foolscap.api import Tub
-from foolscap.broker import Broker, LoopbackTransport
+from foolscap.broker import LoopbackTransport
 from foolscap.eventual import eventually
 from foolscap.negotiate import Negotiation
 from twisted.internet import reactor as _reactor
@@ -29,6 +29,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from helper.interfaces import KiB, MiB
+from helper.long_strings import LongStrings
 from helper.token_stream import KNOWN_PEER, STRANGER, OverBound, TokenScanner
 
 #: Foolscap's own bound of a block of its negotiation, but here before it is logged.
@@ -187,7 +188,7 @@ class _AnswerFlow:
         """The connection is gone, which the broker is told as well."""
 
 
-class BoundedBroker(Broker):  # type: ignore[misc]
+class BoundedBroker(LongStrings):
     """A Foolscap connection that keeps to ConnectionBounds; a peer that does not is disconnected."""
 
     def __init__(self, ledger: Ledger, accepted: bool, *args: Any, **kwargs: Any) -> None:

@@ -37,6 +37,7 @@ from helper.codec import describe_code
 from helper.foolscap_edge import AnnouncingHelper, StreamingHelper
 from helper.grid import TahoeGrid
 from helper.ledger import LEDGER_NAME, Ledger, LedgerFile, LedgerUnusable
+from helper.long_strings import LongStrings
 from helper.settings import Settings, SettingsError, read_settings
 from helper.spool import Spool, SpoolLocked
 from helper.status import statistics
@@ -52,6 +53,10 @@ ENCODING_THREADS = 4
 
 #: k and N of the code that the log tells of at the start; clients choose their own (these are Tahoe's).
 LOGGED_CODE = 3, 10
+
+#: Bytes of free memory that are kept for reuse, in each of so many arenas. Threads mostly wait for disks, or work
+#: outside of the interpreter's lock with memory they have: two arenas are enough.
+KEPT_MEMORY, ARENAS = 32 * free_memory.MiB, 2
 
 #: Below NODEDIR/helper, where the stock helper keeps its files too.
 STREAMING_DIRECTORY = Path("streaming")
@@ -119,7 +124,7 @@ class StreamingClient(tahoe_client._Client):  # type: ignore[misc]
                  introducer_clients: Any, storage_farm_broker: Any) -> None:
         bound(_quiet(main_tub))
         make_tub = storage_farm_broker._tub_maker
-        storage_farm_broker._tub_maker = lambda overrides: _quiet(make_tub(overrides))
+        storage_farm_broker._tub_maker = lambda overrides: _swift(_quiet(make_tub(overrides)))
         super().__init__(config, main_tub, i2p_provider, tor_provider, introducer_clients, storage_farm_broker)
 
     def init_helper(self) -> None:
@@ -153,6 +158,12 @@ def _quiet(tub: Any) -> Any:
     """Without these a failed call is logged with its arguments: upload IDs, storage indexes, data."""
     tub.setOption("logLocalFailures", False)
     tub.setOption("logRemoteFailures", False)
+    return tub
+
+
+def _swift(tub: Any) -> Any:
+    """One for connections to a storage server, which is sent blocks."""
+    tub.brokerClass = LongStrings
     return tub
 
 
@@ -235,7 +246,7 @@ def run_helper(node_directory: Path, allow_stdin_close: bool, twistd_arguments: 
         print(f"ERROR: {e}", file=err)
         return 1
     reactor.addSystemEventTrigger("after", "shutdown", cleanup_pidfile, pid_file)
-    free_memory.limit_arenas()
+    free_memory.keep(KEPT_MEMORY, ARENAS)
     starter = _NodeStarter(directory, not allow_stdin_close, err)
     options = _Twistd()
     options.stdout, options.stderr = out, err
