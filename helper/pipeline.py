@@ -21,8 +21,9 @@ from helper.spool import RunInThread, SpoolDamaged, SpoolFile
 
 MiB = 1024 * 1024
 
-#: Blocks of one upload that wait in memory to be pushed; what is in flight to servers comes on top.
+#: Blocks of one upload that wait in memory to be pushed, and these together with what is in flight to servers.
 RECENT_BLOCKS_MAX = 12 * MiB
+ALL_BLOCKS_MAX = 24 * MiB
 
 
 class Pipeline:
@@ -88,8 +89,11 @@ class Pipeline:
 
     def set_in_flight(self, size: int) -> None:
         """So many bytes of blocks are on their way to servers."""
+        fewer = size < self._in_flight
         self._in_flight = size
         self._count()
+        if fewer:
+            self._run()
 
     def stop(self) -> None:
         """Encode nothing more and forget everything: an upload is remembered long after it has ended."""
@@ -131,9 +135,20 @@ class Pipeline:
         return block
 
     @property
+    def expects_more(self) -> bool:
+        """Whether there will be more blocks, or `on_blocks` or `set_durable` be called, in a moment and by itself."""
+        return self._encoding or self._spool.committing
+
+    @property
     def full(self) -> bool:
         """Whether encoding waits for blocks to be taken (see `needed_from`), here or in another upload."""
-        return len(self._recent) >= self._recent_max or self.short
+        return not self._has_room or self.short
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether there may be blocks of one more segment. If there are none at all they may be more than the limit."""
+        with_one_more = self._blocks_of(len(self._recent) + 1) + self._in_flight
+        return len(self._recent) < self._recent_max and (with_one_more <= ALL_BLOCKS_MAX or not self._recent)
 
     @property
     def short(self) -> bool:
@@ -154,7 +169,7 @@ class Pipeline:
         size = self.segment_size
         start = 0 if size is None else self.encoded * size
         if size is not None and start + size <= self._durable:
-            if len(self._recent) < self._recent_max:
+            if self._has_room:
                 self._running = True
                 self._memory.ask(self, self._blocks_of(1))
         elif self._size is not None and self.completion is None:

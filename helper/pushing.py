@@ -29,9 +29,10 @@ from helper.sinks import ExistingShare, Grid, ServerRefused, ShareSink
 
 MiB = 1024 * 1024
 
-#: Blocks are gathered into writes of about this size: Foolscap's cost is per message.
+#: Blocks are gathered into writes of about this size: Foolscap's cost is per message. With many shares into smaller
+#: ones, or too much of an upload would be in memory.
 WRITE_TARGET = 1_000_000
-#: Bytes of one upload that may be in flight to all servers together, and to one at most.
+#: Bytes of one upload that may be in flight to all servers together (and one write more to each), and to one at most.
 IN_FLIGHT_MAX = 12 * MiB
 IN_FLIGHT_PER_SHARE_MAX = 3 * MiB
 #: The answer waits this long (seconds) after the last share closed, for the stragglers (protocol.txt §6.4).
@@ -66,6 +67,7 @@ class SharePusher:
                                  self._soon, tell, count, self._broken)
         self._growth = ShareGrowth(parameters, self._shares, pipeline, policy, self._homes, self._soon, self._broken)
         self._in_flight_limit = min(IN_FLIGHT_PER_SHARE_MAX, IN_FLIGHT_MAX // parameters.n)
+        self._write_target = min(WRITE_TARGET, self._in_flight_limit)
         self._begun = self._publish = self._answered = self._ready_told = False
         self._storage_index: bytes | None = None  # once shares are to be sealed
         self._stopped = self._settled = False
@@ -103,7 +105,7 @@ class SharePusher:
             self._soon()
 
     def blocks_changed(self) -> None:
-        """The pipeline has more."""
+        """The pipeline has more, or will have none for now."""
         if self._begun:
             self._soon()
         else:
@@ -219,10 +221,11 @@ class SharePusher:
         while share.in_flight < self._in_flight_limit or not share.in_flight:
             blocks, size = self._next_blocks(share)
             final = self._pipeline.completion is not None
-            if blocks and (size >= WRITE_TARGET or final or not share.in_flight):
+            if blocks and (size >= self._write_target or final
+                           or not (share.in_flight or self._pipeline.expects_more)):
                 self._write_blocks(share, blocks, size)
             elif blocks:
-                return  # more will come into this write while others are under way
+                return  # more will come into this write while others are under way, or at once
             elif self._behind(share):
                 self._read_block(share)
                 return
@@ -234,7 +237,7 @@ class SharePusher:
     def _next_blocks(self, share: Share) -> tuple[list[bytes], int]:
         blocks: list[bytes] = []
         size, segment = 0, share.next_segment
-        while segment < self._pipeline.segments and size < WRITE_TARGET and self._homes.fits(share, segment):
+        while segment < self._pipeline.segments and size < self._write_target and self._homes.fits(share, segment):
             block = self._pipeline.block(segment, share.shnum)
             if block is None:
                 break
