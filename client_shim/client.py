@@ -9,6 +9,7 @@ import attrs
 from foolscap.api import Tub
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
 
 from client_shim.cipher import PlaintextDigests
 from client_shim.disclosure import RevealStorageIndex
@@ -58,7 +59,7 @@ class StreamingClient:
                                reveal=settings.reveal if reveal is None else reveal,
                                patience=settings.patience if patience is None else patience,
                                on_progress=on_progress, on_failed=on_failed, on_paused=on_paused,
-                               on_resumed=on_resumed)
+                               on_resumed=on_resumed, in_thread=deferToThread)
 
     async def _connect(self) -> HelperLink:
         furl = self.config.helper_furl

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 import attrs
@@ -79,9 +79,10 @@ class HelperUpload:
             raise UploadClosed() from None
         self.check()  # fail() may have come meanwhile
 
-    async def send(self, ciphertext: bytes) -> None:
-        """Send the next bytes. Returns when they are on their way, but for less than a message."""
-        self.outbox.add(ciphertext)
+    async def send(self, ciphertext: Iterable[bytes]) -> None:
+        """Send the next bytes, in pieces. Returns when they are on their way, but for less than a message."""
+        for piece in ciphertext:
+            self.outbox.add(piece)
         await self._sending_done()
 
     async def finish(self, hashes: CiphertextHashes) -> bytes:

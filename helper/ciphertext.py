@@ -42,7 +42,7 @@ class CiphertextHasher:
             # A segment ends where its size says; while that is open, after what could be its size at least.
             size = self._cutter.segment_size(self.size + len(view))
             take = len(view) if size is None else min(len(view), size - self._segment_filled)
-            self._segment.update(bytes(view[:take]) if take < len(data) else data)
+            self._segment.h.update(view[:take])  # stock's own `update` wants bytes: a copy
             self._segment_filled += take
             self.size += take
             view = view[take:]

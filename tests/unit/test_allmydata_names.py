@@ -138,9 +138,9 @@ INHERITED = {
 #: The same of Foolscap's connections. `_negotiationClass` of its listeners is assigned as well.
 CONNECTIONS = {
     Broker: {
-        "_callFinished", "callFailed", "connectionAbandoned", "connectionLost", "connectionMade", "dataLastReceivedAt",
-        "dataReceived", "disconnectTimerFired", "disconnected", "doNextCall", "finish", "getTrackerForMyReference",
-        "getTrackerForYourReference", "handleError", "inboundDeliveryQueue", "myReferenceByCLID", "remote_tubref",
+        "_callFinished", "buffer", "callFailed", "connectionAbandoned", "connectionLost", "connectionMade",
+        "dataLastReceivedAt", "dataReceived", "disconnectTimerFired", "disconnected", "doNextCall", "finish",
+        "getTrackerForMyReference", "getTrackerForYourReference", "handleError", "inboundDeliveryQueue", "myReferenceByCLID", "remote_tubref",
         "reportReceiveError", "scheduleCall", "sendFailed", "sendPONG", "shutdown", "transport", "waitingForAnswers",
         "yourReferenceByCLID"},
     Negotiation: {"brokerClass", "buffer", "connectionLost", "connectionMade", "dataReceived", "switchToBanana",
