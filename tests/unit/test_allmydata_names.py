@@ -140,7 +140,8 @@ CONNECTIONS = {
     Broker: {
         "_callFinished", "buffer", "callFailed", "connectionAbandoned", "connectionLost", "connectionMade",
         "dataLastReceivedAt", "dataReceived", "disconnectTimerFired", "disconnected", "doNextCall", "finish",
-        "getTrackerForMyReference", "getTrackerForYourReference", "handleError", "inboundDeliveryQueue", "myReferenceByCLID", "remote_tubref",
+        "getTrackerForMyReference", "getTrackerForYourReference", "handleError", "inboundDeliveryQueue",
+        "myReferenceByCLID", "remote_tubref",
         "reportReceiveError", "scheduleCall", "sendFailed", "sendPONG", "shutdown", "transport", "waitingForAnswers",
         "yourReferenceByCLID"},
     Negotiation: {"brokerClass", "buffer", "connectionLost", "connectionMade", "dataReceived", "switchToBanana",
