@@ -8,6 +8,7 @@ a burst, as pages between which something small lives on: some hundred MiB after
 from __future__ import annotations
 
 import ctypes
+import gc
 from functools import cache
 from typing import Any
 
@@ -27,8 +28,10 @@ HAD_AT_ONCE = 1 * MiB
 def keep(at_most: int, arenas: int = 0) -> None:
     """Keep so many free bytes at the end of each arena. At the start of the process, before there are threads.
 
-    Threads beyond `arenas` (0: as many as glibc likes) share theirs: there is less to keep.
+    Threads beyond `arenas` (0: as many as glibc likes) share theirs: there is less to keep. What was made so far,
+    modules above all, is not looked through any more for garbage: that would take as much time as all of TLS.
     """
+    gc.freeze()
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if _malloc_trim() is None or mallopt is None:  # not glibc
         return

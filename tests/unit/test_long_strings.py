@@ -13,10 +13,11 @@ from foolscap.referenceable import TubRef
 from foolscap.vocab import INITIAL_VOCAB_TABLES
 from hypothesis import given
 from hypothesis import strategies as st
-from loopback import client_tub
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.testing import StringTransport
 
+from client_shim.certificate import new_certificate
+from client_shim.helper_edge import make_tub
 from helper.long_strings import CHUNK, LONG, LongStrings, SwiftTransport
 
 LENGTHS = [0, 1, LONG - 1, LONG, LONG + 1, CHUNK - 1, CHUNK, CHUNK + 1, 1_000_000, 4 * 1024 * 1024]
@@ -43,8 +44,8 @@ class Link:
     async def connect(self) -> None:
         self.server = reactor_loop.listening_tub("helper")
         furl = self.server.registerReference(self.sink)
-        self.sender: Tub = client_tub()
-        self.sender.brokerClass = LongStrings
+        self.sender: Tub = make_tub()
+        self.sender.startService()
         self.target = await self.sender.getReference(furl)
         self.broker = self.target.tracker.broker
         self.receiver = next(iter(self.server.brokers.values()))
@@ -65,6 +66,14 @@ def test_it_is_in_use_over_tls() -> None:
     with Link() as link:
         assert type(link.broker) is LongStrings
         assert isinstance(link.broker._swift, SwiftTransport)
+
+
+def test_every_tub_is_somebody_else() -> None:
+    """By its certificate, which Foolscap accepts as one of its own."""
+    tubs = [make_tub() for _ in range(3)]
+    assert len({tub.tubID for tub in tubs}) == 3
+    certificate = new_certificate()
+    assert Tub(certData=certificate).tubID == Tub(certData=certificate).tubID
 
 
 def test_strings_of_all_lengths_arrive_in_order() -> None:
