@@ -18,6 +18,9 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from client_shim.local_ports import PortReservations
+from helper import free_memory
+from helper.long_strings import LongStrings
+from helper.service import ARENAS, KEPT_MEMORY
 
 reactor: Any = _reactor
 PIECE = 1024 * 1024
@@ -30,7 +33,7 @@ def tls_seconds(amount: int) -> tuple[float, float]:
 
 
 def foolscap_seconds(amount: int, message: int) -> tuple[float, float]:
-    """The same for stock Foolscap, in messages of so many bytes, four of them in flight."""
+    """The same for Foolscap as the helper uses it, in messages of so many bytes, four of them in flight."""
     return _pair("foolscap", str(amount), str(message))
 
 
@@ -102,6 +105,7 @@ class _Sink(Referenceable):  # type: ignore[misc]
 
 def _receive_foolscap() -> None:
     tub, ports = Tub(), PortReservations()
+    tub.brokerClass = LongStrings
     number = ports.reserve()
     tub.listenOn(f"tcp:{number}:interface=127.0.0.1")
     tub.setLocation(f"tcp:127.0.0.1:{number}")
@@ -113,6 +117,7 @@ def _receive_foolscap() -> None:
 
 def _send_foolscap(amount: int, message: int, furl: str) -> None:
     tub = Tub()
+    tub.brokerClass = LongStrings
     tub.setOption("expose-remote-exception-types", False)
 
     async def send() -> None:
@@ -140,6 +145,7 @@ def _send_foolscap(amount: int, message: int, furl: str) -> None:
 
 def main(arguments: list[str]) -> None:
     """`send` and `receive`, the two ends; the sender's last argument is what the receiver has printed."""
+    free_memory.keep(KEPT_MEMORY, ARENAS)
     match arguments:
         case ["receive", "tls", amount]:
             _receive_tls(int(amount))
