@@ -31,7 +31,7 @@ from helper.segments import segment_size_for
 reactor: Any = _reactor  # it has more interfaces than its declared type
 
 #: Bytes of free memory that are kept for reuse: about a window of messages.
-KEPT_MEMORY = 16 * free_memory.MiB
+KEPT_MEMORY = 8 * free_memory.MiB
 
 #: After Ctrl-C the upload is aborted at the helper; one that does not answer keeps us no longer than so many seconds.
 INTERRUPT_PATIENCE = 10

@@ -21,14 +21,14 @@ from twisted.python.failure import Failure
 #: A byte string that is longer is in no vocabulary (foolscap.vocab), and worth the trouble.
 LONG = 16 * 1024
 #: So much is encrypted before it is handed on; memory of this size is still in the processor's cache then.
-CHUNK = 256 * 1024
+CHUNK = 64 * 1024
 #: What TLS adds to a chunk: some 30 bytes to each record of 16 KiB.
-OVERHEAD = 4 * 1024
+OVERHEAD = 1024
 
 #: Attributes of transports that are relied on: of the TLS layer, and of the socket's below it.
 TLS_ATTRIBUTES = ("_aggregator", "_appSendBuffer", "_bufferedWrite", "_handshakeDone", "_lostTLSConnection",
                   "_tlsConnection", "_tlsShutdownFinished")
-SOCKET_ATTRIBUTES = ("SEND_LIMIT", "_tempDataBuffer", "dataBuffer", "disconnecting", "protocol", "writeSomeData")
+SOCKET_ATTRIBUTES = ("_tempDataBuffer", "dataBuffer", "disconnecting", "protocol", "writeSomeData")
 
 
 class LongStrings(Broker):  # type: ignore[misc]
@@ -68,7 +68,6 @@ class SwiftTransport:
         tls = transport.protocol
         if not isinstance(tls, BufferingTLSTransport) or not all(hasattr(tls, name) for name in TLS_ATTRIBUTES):
             return None
-        transport.SEND_LIMIT = max(transport.SEND_LIMIT, CHUNK + OVERHEAD)
         return cls(transport)
 
     def write(self, data: bytes) -> None:

@@ -56,7 +56,7 @@ LOGGED_CODE = 3, 10
 
 #: Bytes of free memory that are kept for reuse, in each of so many arenas. Threads mostly wait for disks, or work
 #: outside of the interpreter's lock with memory they have: two arenas are enough.
-KEPT_MEMORY, ARENAS = 32 * free_memory.MiB, 2
+KEPT_MEMORY, ARENAS = 8 * free_memory.MiB, 2
 
 #: Below NODEDIR/helper, where the stock helper keeps its files too.
 STREAMING_DIRECTORY = Path("streaming")

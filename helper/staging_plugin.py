@@ -28,7 +28,7 @@ from helper.streaming_cfg import duration_of, size_of
 reactor: Any = _reactor  # it has more interfaces than its declared type
 
 #: Bytes of free memory that the node keeps for reuse: what comes in writes of 1 MB, and is written at once.
-KEPT_MEMORY = 16 * free_memory.MiB
+KEPT_MEMORY = 8 * free_memory.MiB
 
 #: Threads that write and sync.
 THREADS = 4
