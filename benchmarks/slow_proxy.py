@@ -2,12 +2,13 @@
 
     python -m benchmarks.slow_proxy PORT BYTES-PER-SECOND
 
-prints the port it listens on. What waits stays with the sender.
+prints the port it listens on, and at SIGTERM how many bytes it has forwarded. What waits stays with the sender.
 """
 
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import sys
 
@@ -22,6 +23,7 @@ class SlowProxy:
         self._port = port
         self._rate = rate
         self._free_at = 0.0  # when the line can take more
+        self._forwarded = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -32,22 +34,33 @@ class SlowProxy:
         listener.setblocking(False)
         print(listener.getsockname()[1], flush=True)
         loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._end)
         while True:
             near, _address = await loop.sock_accept(listener)
             far = socket.socket()
             for each in (near, far):
                 each.setblocking(False)
-            await loop.sock_connect(far, ("127.0.0.1", self._port))
+            try:
+                await loop.sock_connect(far, ("127.0.0.1", self._port))
+            except OSError:  # the node is being restarted
+                near.close()
+                far.close()
+                continue
             for source, sink, slow in ((near, far, True), (far, near, False)):
                 task = asyncio.create_task(self._forward(source, sink, slow))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+
+    def _end(self) -> None:
+        print(self._forwarded, flush=True)
+        sys.exit()
 
     async def _forward(self, source: socket.socket, sink: socket.socket, slow: bool) -> None:
         loop = asyncio.get_running_loop()
         try:
             while data := await loop.sock_recv(source, CHUNK):
                 if slow:
+                    self._forwarded += len(data)
                     self._free_at = max(self._free_at, loop.time()) + len(data) / self._rate
                     await asyncio.sleep(self._free_at - loop.time())
                 await loop.sock_sendall(sink, data)

@@ -45,5 +45,8 @@ def _proxy(port: int, rate: float) -> Iterator[int]:
             if proxy.stdout is None:
                 raise RuntimeError("no pipe")
             yield int(proxy.stdout.readline())
+            proxy.terminate()
+            if int(proxy.stdout.readline()) < MiB:
+                raise RuntimeError("the server was not reached through the proxy")
         finally:
             proxy.kill()
