@@ -67,7 +67,7 @@ class StreamingClient:
                                  patience=settings.patience if patience is None else patience,
                                  dedup=self._dedup(settings.dedup if dedup is None else dedup),
                                  on_progress=on_progress, on_failed=on_failed, on_paused=on_paused,
-                                 on_resumed=on_resumed)
+                                 on_resumed=on_resumed, in_thread=deferToThread)
         self._uploads.add(upload)
         return upload
 

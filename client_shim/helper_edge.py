@@ -11,6 +11,7 @@ from foolscap.furl import BadFURLError
 from foolscap.tokens import BananaError, NegotiationError
 from twisted.internet.error import ConnectError, ConnectionDone, ConnectionLost
 
+from client_shim.certificate import new_certificate
 from client_shim.errors import (
     BadFurl,
     HelperLost,
@@ -28,6 +29,7 @@ from helper.interfaces import (  # importing it also teaches Foolscap the schema
     VERSION_LARGEST_MESSAGE,
     Answer,
 )
+from helper.long_strings import LongStrings
 
 _LOST = (DeadReferenceError, ConnectionDone, ConnectionLost)
 
@@ -68,7 +70,7 @@ class HelperAnswer:
 
 def make_tub() -> Tub:
     """A Tub for outgoing connections, to be started."""
-    tub = Tub()
+    tub = Tub(certData=new_certificate())
     # Without the first, awaiting a call that fails remotely raises AttributeError (Foolscap 24.9, Twisted 26).
     tub.setOption("expose-remote-exception-types", False)
     # The others log arguments of failed calls.
@@ -76,6 +78,7 @@ def make_tub() -> Tub:
     tub.setOption("logRemoteFailures", False)
     tub.setOption("keepaliveTimeout", KEEPALIVE_TIMEOUT)
     tub.setOption("disconnectTimeout", DISCONNECT_TIMEOUT)
+    tub.brokerClass = LongStrings
     return tub
 
 

@@ -45,9 +45,9 @@ def introducer_config(tub_port: int) -> list[str]:
     return _node_section("introducer", tub_port)
 
 
-def helper_config(options: GridOptions, tub_port: int) -> list[str]:
-    """The lines of the helper node's tahoe.cfg."""
-    lines = [*_node_section("helper", tub_port), *_client_section(options, "", False)]
+def helper_config(options: GridOptions, tub_port: int, force_foolscap: bool = False) -> list[str]:
+    """The lines of a helper node's tahoe.cfg; our helper uses storage over Foolscap whatever they say."""
+    lines = [*_node_section("helper", tub_port), *_client_section(options, "", force_foolscap)]
     return [*lines, "[helper]", "enabled = true", "[storage]", "enabled = false"]
 
 

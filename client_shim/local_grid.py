@@ -166,6 +166,17 @@ class LocalGrid:
         self.wait_connected(node)
         return node
 
+    def add_helper(self, name: str, *, stock: bool, force_foolscap: bool = False) -> NodeProcess:
+        """A further helper node, started and connected; `stop` ends it with the further clients."""
+        node = self._node(name, STOCK_RUN if stock else STREAMING_HELPER_RUN)
+        config = helper_config(self.options, self._ports.reserve(), force_foolscap)
+        write_client(node.directory, config, self.introducer_furl)
+        self.further_clients.append(node)
+        node.start()
+        node.wait_ready()
+        self.wait_connected(node)
+        return node
+
     def wait_connected(self, node: NodeProcess, servers: int | None = None, timeout: float = 60.0) -> None:
         """Return when `node` (helper or client) is connected to at least `servers` storage servers (default:
         those that run) and, if it has a helper.furl, to its helper; NodeError after `timeout` seconds.

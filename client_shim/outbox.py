@@ -51,12 +51,15 @@ class Outbox:
             self._again.append(Message(self.sent, ciphertext))
             self.sent += len(ciphertext)
         self._on_their_way: deque[Message] = deque()
-        self._unsent = bytearray()
+        self._unsent: deque[bytes | memoryview] = deque()
+        self._unsent_length = 0
         self._complete = False
 
     def add(self, ciphertext: bytes) -> None:
         """The next bytes."""
-        self._unsent += ciphertext
+        if ciphertext:
+            self._unsent.append(ciphertext)
+            self._unsent_length += len(ciphertext)
 
     def complete(self) -> None:
         """No more will come: what is less than a message is worth sending."""
@@ -84,18 +87,31 @@ class Outbox:
                 message, rest = message.cut(message.offset + length)
                 self._again.appendleft(rest)
         else:
-            message = Message(self.sent, bytes(self._unsent[:length]))
-            del self._unsent[:length]
+            message = Message(self.sent, self._take(length))
             self.sent += length
         window.sent(length, now)
         self._on_their_way.append(message)
         return message
 
+    def _take(self, length: int) -> bytes:
+        """The first bytes that were not sent; copied once at most."""
+        self._unsent_length -= length
+        parts: list[bytes | memoryview] = []
+        while length > 0:
+            part = self._unsent.popleft()
+            if len(part) > length:
+                view = memoryview(part)
+                self._unsent.appendleft(view[length:])
+                part = view[:length]
+            parts.append(part)
+            length -= len(part)
+        return parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else b"".join(parts)
+
     def _worth_sending(self, window: SendWindow) -> int:
         """Length of the next message. Less than a full one waits for more bytes, or until nothing is on its way."""
         if self._again:
             return min(len(self._again[0].data), window.message_size)
-        length = min(len(self._unsent), window.message_size)
+        length = min(self._unsent_length, window.message_size)
         return length if self._complete or length == window.message_size or window.in_flight == 0 else 0
 
     def acknowledged(self, message: Message, durable: int, now: float) -> None:

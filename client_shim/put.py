@@ -27,10 +27,14 @@ from client_shim.readback import verify_segments
 from client_shim.report import Report
 from client_shim.sources import CommandSource, FileSource, Source, source_of
 from client_shim.upload import StreamingUpload
+from helper import free_memory
 from helper.interfaces import LITERAL_MAX
 from helper.segments import segment_size_for
 
 reactor: Any = _reactor  # it has more interfaces than its declared type
+
+#: Bytes of free memory that are kept for reuse: about a window of messages.
+KEPT_MEMORY = 8 * free_memory.MiB
 
 #: After Ctrl-C the upload is aborted at the helper; one that does not answer keeps us no longer than so many seconds.
 INTERRUPT_PATIENCE = 10
@@ -214,6 +218,7 @@ def run_put(options: PutOptions, report: Report, print_cap: Callable[[str], None
 
     Ctrl-C and SIGTERM end the upload at the helper before they end us.
     """
+    free_memory.keep(KEPT_MEMORY)
     signals: list[int] = []
     status = 1
     over = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import stat
 import subprocess
@@ -51,8 +53,12 @@ class PipeSource:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._waiting: Deferred[bytes] | None = None
+        self._widened = False
 
     async def read(self) -> bytes:
+        if not self._widened:
+            self._widened = True
+            _widen(self._fd)
         self._waiting = Deferred()
         reactor.addReader(self)
         return await self._waiting
@@ -109,6 +115,14 @@ class CommandSource:
         self._pipe.close()
         if self._process.poll() is None:
             self._process.terminate()
+
+
+def _widen(fd: int) -> None:
+    """Let a pipe hold as much as one `read` takes: it holds 64 KiB otherwise, each of which would be a turn."""
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        with contextlib.suppress(OSError):  # no pipe, or not allowed to hold so much
+            if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < READ_SIZE:
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, READ_SIZE)
 
 
 def source_of(fd: int) -> Source:

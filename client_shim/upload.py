@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import attrs
 from allmydata import uri
@@ -24,10 +24,16 @@ from helper.ciphertext import CiphertextHasher
 from helper.interfaces import KEY_SIZE, LITERAL_MAX, UPLOAD_ID_SIZE
 from helper.parameters import Parameters
 
-#: Plaintext is encrypted in pieces of at most this many bytes, so that a huge write costs little memory.
-PIECE = 256 * 1024
+#: Plaintext is encrypted in pieces of at most this many bytes, so that a huge write costs little memory, and so many
+#: are in the processor's cache when their ciphertext is hashed.
+PIECE, CACHED = 1024 * 1024, 128 * 1024
+#: What is shorter is encrypted at once: it would take longer to ask a thread.
+WORTH_A_THREAD = 128 * 1024
 #: How long (seconds) a helper that was lost is looked for.
 PATIENCE = 3600
+
+#: Runs a function in some thread and fires with its result.
+RunInThread = Callable[..., Deferred[Any]]
 
 
 @attrs.frozen
@@ -53,7 +59,7 @@ class StreamingUpload:
     for); after `close`, `outcome` says what became of this one. One call at a time: `write` and `close` wait for
     those before them. `on_failed` is called when the upload fails by itself, between calls too; the next call raises
     why. A call that ends by another exception, as when it is cancelled, fails the upload as well (UploadInterrupted):
-    nobody knows what it has taken.
+    nobody knows what it has taken. `in_thread`, if given, runs what encrypts and hashes, while the reactor sends.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[Link]], parameters: Parameters, clock: IReactorTime, *,
@@ -63,8 +69,10 @@ class StreamingUpload:
                  on_progress: Callable[[Progress], None] = lambda _progress: None,
                  on_failed: Callable[[], None] = lambda: None,
                  on_paused: Callable[[UploadError, float], None] = lambda _why, _patience: None,
-                 on_resumed: Callable[[float], None] = lambda _seconds: None) -> None:
+                 on_resumed: Callable[[float], None] = lambda _seconds: None,
+                 in_thread: RunInThread | None = None) -> None:
         self._parameters = parameters
+        self._in_thread = in_thread
         self._key = os.urandom(KEY_SIZE) if key is None else key
         self._upload_id = os.urandom(UPLOAD_ID_SIZE)
         self._digests = digests
@@ -120,11 +128,24 @@ class StreamingUpload:
             data, self._literal = self._literal + data if self._literal else data, b""
             view = memoryview(data)
             for start in range(0, len(view), PIECE):
-                if self._content is not None:
-                    self._content.update(bytes(view[start:start + PIECE]))
-                ciphertext = self._encryptor.encrypt(view[start:start + PIECE])
-                self._hasher.update(ciphertext)
-                await self._helper.send(ciphertext)
+                await self._helper.send(await self._encrypted(view[start:start + PIECE]))
+
+    async def _encrypted(self, plaintext: memoryview) -> list[bytes]:
+        if self._in_thread is None or len(plaintext) < WORTH_A_THREAD:
+            return self._encrypt(plaintext)
+        ciphertext: list[bytes] = await self._in_thread(self._encrypt, plaintext)
+        return ciphertext
+
+    def _encrypt(self, plaintext: memoryview) -> list[bytes]:
+        """In whatever thread, one call at a time: the next bytes, hashed."""
+        pieces = []
+        for start in range(0, len(plaintext), CACHED):
+            if self._content is not None:
+                self._content.update(bytes(plaintext[start:start + CACHED]))
+            ciphertext = self._encryptor.encrypt(plaintext[start:start + CACHED])
+            self._hasher.update(ciphertext)
+            pieces.append(ciphertext)
+        return pieces
 
     async def close(self) -> bytes:
         """The file is complete: returns its read cap. Costs what is still on its way, and a few round trips."""

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import attrs
 from foolscap.api import Tub
-from foolscap.broker import Broker, LoopbackTransport
+from foolscap.broker import LoopbackTransport
 from foolscap.eventual import eventually
 from foolscap.negotiate import Negotiation
 from twisted.internet import reactor as _reactor
@@ -29,7 +29,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from helper.interfaces import KiB, MiB
+from helper.long_strings import LongStrings
 from helper.token_stream import KNOWN_PEER, STORAGE_SERVER, STRANGER, OverBound, TokenBounds, TokenScanner
+
+#: Pieces of so many bytes are kept as they come, and not copied together.
+LARGE_PIECE = 4 * KiB
 
 #: Foolscap's own bound of a block of its negotiation, but here before it is logged.
 NEGOTIATION_BYTES = 4096
@@ -195,7 +199,7 @@ class _AnswerFlow:
         """The connection is gone, which the broker is told as well."""
 
 
-class BoundedBroker(Broker):  # type: ignore[misc]
+class BoundedBroker(LongStrings):
     """A Foolscap connection that keeps to ConnectionBounds; a peer that does not is disconnected."""
 
     def __init__(self, ledger: Ledger, accepted: bool, *args: Any, **kwargs: Any) -> None:
@@ -208,7 +212,8 @@ class BoundedBroker(Broker):  # type: ignore[misc]
         self._answers_wait = False
         self._given_up: str | None = None
         self._scanner = TokenScanner()
-        self._partial = bytearray()
+        self._partial: list[bytes | bytearray] = []  # of a token that is not complete
+        self._unconsidered = 0  # bytes that came since it was last asked whether there is memory for more
         self._message = 0  # charge of the message that Foolscap is given just now
         self._unanswered: dict[Any, int] = {}
         self._unanswered_bytes = 0
@@ -280,6 +285,14 @@ class BoundedBroker(Broker):  # type: ignore[misc]
         if self.connectionAbandoned or self.disconnected or not chunk:
             return
         self.dataLastReceivedAt = time.time()  # Foolscap does not see parts of tokens
+        if self._scanner.passes_over(chunk):
+            self._keep(chunk)
+            self._counted += len(chunk)
+            self._ledger.change(self, len(chunk), True, False)
+            self._unconsidered += len(chunk)
+            if self._unconsidered >= self._ledger.bounds.always:
+                self.reconsider()
+            return
         try:
             cuts = self._scanner.feed(chunk, self._ledger.bounds.known if self._is_known() else STRANGER)
         except OverBound as error:
@@ -295,16 +308,24 @@ class BoundedBroker(Broker):  # type: ignore[misc]
         self._give(chunk[begin:max(begin, self._scanner.token_end)])
         if self.connectionAbandoned or self.disconnected:
             return
-        self._partial += chunk[max(begin, self._scanner.token_end):]
+        self._keep(chunk[max(begin, self._scanner.token_end):])
         self._update(new_message)
 
+    def _keep(self, data: bytes) -> None:
+        """Of a token that is not complete. Small pieces are put together: each would take a hundred bytes more."""
+        if len(data) >= LARGE_PIECE:
+            self._partial.append(data)
+        elif data:
+            if not self._partial or isinstance(self._partial[-1], bytes):
+                self._partial.append(bytearray())
+            self._partial[-1] += data
+
     def _give(self, data: bytes) -> None:
-        """Complete tokens, to Foolscap."""
+        """Complete tokens, to Foolscap. It looks at what it has when the last piece comes, and joins them once."""
         if data and not self.connectionAbandoned:
-            if self._partial:
-                self._partial += data
-                data = bytes(self._partial)
-                self._partial = bytearray()
+            for piece in self._partial:
+                self.buffer.append(bytes(piece))
+            self._partial.clear()
             super().dataReceived(data)
 
     def _is_known(self) -> bool:
@@ -396,6 +417,7 @@ class BoundedBroker(Broker):  # type: ignore[misc]
         """Read from the peer, or not."""
         if self.disconnected or self._given_up is not None:
             return
+        self._unconsidered = 0
         bounds = self._ledger.bounds
         self.hold_back(_CALLS, len(self._unanswered) >= bounds.calls or self._unanswered_bytes >= bounds.each)
         short = not self._ledger.may_read(self)

@@ -40,7 +40,7 @@ class CiphertextHasher:
         view = memoryview(data)
         while view:
             take, full = self._cutter.next_piece(self.size, self._segment_filled, len(view))
-            self._segment.update(bytes(view[:take]) if take < len(data) else data)
+            self._segment.h.update(view[:take])  # stock's own `update` wants bytes: a copy
             self._segment_filled += take
             self.size += take
             view = view[take:]

@@ -11,7 +11,7 @@ from allmydata.hashtree import HashTree
 from allmydata.util import hashutil
 
 from helper.ciphertext import CiphertextHasher, CiphertextHashes
-from helper.codec import Codec
+from helper.codec import codec_for
 from helper.hashtrees import GrowingHashTree
 from helper.layout import ShareLayout, share_hash_chain
 from helper.segments import Geometry
@@ -53,7 +53,7 @@ class Encoder:
         self.k = k
         self.n = n
         self._max_segment_size = max_segment_size
-        self._codec = Codec(k, n)
+        self._codec = codec_for(k, n)
         self._ciphertext = CiphertextHasher(k, max_segment_size, declared_size)
         self._block_trees = [GrowingHashTree() for _ in range(n)]
         self.segments = 0

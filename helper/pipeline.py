@@ -20,9 +20,10 @@ from helper.parameters import SEGMENT_BLOCKS_MAX, Parameters
 from helper.segments import SegmentCutter
 from helper.spool import RunInThread, SpoolDamaged, SpoolFile
 
-#: Blocks of one upload that wait in memory to be pushed: those of a segment at least. What is in flight to servers
-#: comes on top.
+#: Blocks of one upload that wait in memory to be pushed, those of a segment at least; and these together with what is
+#: in flight to servers.
 RECENT_BLOCKS_MAX = SEGMENT_BLOCKS_MAX
+ALL_BLOCKS_MAX = 2 * SEGMENT_BLOCKS_MAX
 
 
 class Pipeline:
@@ -38,6 +39,7 @@ class Pipeline:
         self._memory = memory
         self._when_short: Callable[[], None] = lambda: None
         self._encoding = 0  # bytes of the blocks that are being made
+        self._in_flight = 0  # bytes of blocks on their way to servers
         self._parameters = parameters
         self._spool = spool
         self._on_blocks = on_blocks
@@ -85,6 +87,13 @@ class Pipeline:
             del self._recent[old]
         self._count()
         self._run()
+
+    def set_in_flight(self, size: int) -> None:
+        """So many bytes of blocks are on their way to servers."""
+        fewer = size < self._in_flight
+        self._in_flight = size
+        if fewer:
+            self._run()
 
     def stop(self) -> None:
         """Encode nothing more and forget everything: an upload is remembered long after it has ended."""
@@ -136,9 +145,21 @@ class Pipeline:
         return block
 
     @property
+    def expects_more(self) -> bool:
+        """Whether there will be more blocks, or `on_blocks` or `set_durable` be called, in a moment and by itself."""
+        return bool(self._encoding) or self._spool.committing
+
+    @property
     def full(self) -> bool:
         """Whether encoding waits for blocks to be taken (see `needed_from`), here or in another upload."""
-        return len(self._recent) >= self._recent_max or self.short
+        return not self._has_room or self.short
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether there may be blocks of one more segment. If there are none at all they may be more than the limit."""
+        size = self.segment_size or 0
+        with_one_more = (len(self._recent) + 1) * self._blocks_of(size) + self._in_flight
+        return len(self._recent) < self._recent_max and (with_one_more <= ALL_BLOCKS_MAX or not self._recent)
 
     @property
     def short(self) -> bool:
@@ -158,7 +179,7 @@ class Pipeline:
         size = self.segment_size
         start = 0 if size is None else self.encoded * size
         if size is not None and start + size <= self._durable:
-            return (self._encode_next, start, size) if len(self._recent) < self._recent_max else None
+            return (self._encode_next, start, size) if self._has_room else None
         if self._size is not None and self.completion is None:
             return self._complete, start, self._size - start
         return None

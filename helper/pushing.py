@@ -34,11 +34,12 @@ T = TypeVar("T")
 
 MiB = 1024 * 1024
 
-#: Blocks are gathered into writes of about this size: Foolscap's cost is per message.
+#: Blocks are gathered into writes of about this size: Foolscap's cost is per message. With many shares into smaller
+#: ones, or too much of an upload would be in memory.
 WRITE_TARGET = 1_000_000
 #: No write is larger than this: a staging server takes 4 MiB (protocol.txt §16.1), and some blocks are larger.
 WRITE_MOST = 2 * MiB
-#: Bytes of one upload that may be in flight to all servers together, and to one at most.
+#: Bytes of one upload that may be in flight to all servers together (and one write more to each), and to one at most.
 IN_FLIGHT_MAX = 12 * MiB
 IN_FLIGHT_PER_SHARE_MAX = 3 * MiB
 #: When there is no room for blocks of all uploads, those are let go of that a share has not taken for so long, in
@@ -85,6 +86,7 @@ class SharePusher:
                                  patience, self._soon, on_staging, tell, count, self._broken)
         self._growth = ShareGrowth(parameters, self._shares, pipeline, policy, self._homes, self._soon, self._broken)
         self._in_flight_limit = min(IN_FLIGHT_PER_SHARE_MAX, IN_FLIGHT_MAX // parameters.n)
+        self._write_target = min(WRITE_TARGET, self._in_flight_limit)
         self._begun = self._publish = self._answered = self._ready_told = False
         self._storage_index: bytes | None = None  # once shares are to be sealed
         self._stopped = self._settled = False
@@ -139,7 +141,7 @@ class SharePusher:
             self._soon()
 
     def blocks_changed(self) -> None:
-        """The pipeline has more."""
+        """The pipeline has more, or will have none for now."""
         if self._begun:
             self._soon()
         else:
@@ -202,6 +204,7 @@ class SharePusher:
 
     def _update(self) -> None:
         self._update_call = None
+        self._pipeline.set_in_flight(sum(share.in_flight for share in self._shares))
         self._tell_homes()
         for share in self._shares:
             self._pump(share)
@@ -271,12 +274,13 @@ class SharePusher:
         while share.in_flight < self._in_flight_limit or not share.in_flight:
             blocks, size = self._next_blocks(share)
             final = self._pipeline.completion is not None
-            if blocks and (size >= WRITE_TARGET or final or not share.in_flight):
+            if blocks and (size >= self._write_target or final
+                           or not (share.in_flight or self._pipeline.expects_more)):
                 if not self._has_room(share, server, size):
                     return
                 self._write_blocks(share, blocks, size)
             elif blocks:
-                return  # more will come into this write while others are under way
+                return  # more will come into this write while others are under way, or at once
             elif self._behind(share):
                 if self._has_room(share, server, self._pipeline.block_size(share.next_segment)):
                     self._read_block(share, server)
@@ -301,7 +305,7 @@ class SharePusher:
     def _next_blocks(self, share: Share) -> tuple[list[bytes], int]:
         blocks: list[bytes] = []
         size, segment = 0, share.next_segment
-        while segment < self._pipeline.segments and size < WRITE_TARGET and self._homes.fits(share, segment):
+        while segment < self._pipeline.segments and size < self._write_target and self._homes.fits(share, segment):
             block = self._pipeline.block(segment, share.shnum)
             if block is None:
                 break

@@ -33,6 +33,7 @@ from zope.interface import implementer
 
 from helper import free_memory
 from helper.bounded_broker import TO_STORAGE_SERVERS, bound, new_ledger
+from helper.codec import describe_code
 from helper.foolscap_edge import AnnouncingHelper, StreamingHelper
 from helper.grid import TahoeGrid
 from helper.ledger import LEDGER_NAME, Ledger, LedgerFile, LedgerUnusable
@@ -51,6 +52,13 @@ DISK_THREADS = 8
 RECOVERY_THREADS = 2
 #: Threads that encode and hash. Others, so that no ciphertext waits to become durable while much is encoded.
 ENCODING_THREADS = 4
+
+#: k and N of the code that the log tells of at the start; clients choose their own (these are Tahoe's).
+LOGGED_CODE = 3, 10
+
+#: Bytes of free memory that are kept for reuse, in each of so many arenas. Threads mostly wait for disks, or work
+#: outside of the interpreter's lock with memory they have: two arenas are enough.
+KEPT_MEMORY, ARENAS = 8 * free_memory.MiB, 2
 
 #: Below NODEDIR/helper, where the stock helper keeps its files too.
 STREAMING_DIRECTORY = Path("streaming")
@@ -84,6 +92,7 @@ class StreamingHelperService(Service):
 
     def startService(self) -> None:
         """Take the spool and the ledger. Raises SpoolLocked if another process has them, LedgerUnusable."""
+        self.log.info("erasure code: {code}", code=describe_code(*LOGGED_CODE))
         self._spool.start()
         recorded = self._ledger.open(len(self._spool.names()))
         self._disk_threads.start()
@@ -254,7 +263,7 @@ def run_helper(node_directory: Path, allow_stdin_close: bool, twistd_arguments: 
         print(f"ERROR: {e}", file=err)
         return 1
     reactor.addSystemEventTrigger("after", "shutdown", cleanup_pidfile, pid_file)
-    free_memory.limit_arenas()
+    free_memory.keep(KEPT_MEMORY, ARENAS)
     starter = _NodeStarter(directory, not allow_stdin_close, err)
     options = _Twistd()
     options.stdout, options.stderr = out, err

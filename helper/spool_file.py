@@ -144,6 +144,11 @@ class SpoolFile:
             self._count_queued(len(data))
             self._commit()
 
+    @property
+    def committing(self) -> bool:
+        """Whether more will be durable in a moment, or never."""
+        return self._committing
+
     def retry(self) -> None:
         """There may be space again: go on with what waits for it. If there is none, `on_full` is told again."""
         if self._full:

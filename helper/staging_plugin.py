@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
+from helper import free_memory
 from helper.errors import StreamingError, fault_of
 from helper.staging import Held, StagingLimits, StagingServer
 from helper.staging_interfaces import PLUGIN_NAME, RIStagingServer
@@ -26,6 +27,9 @@ from helper.streaming_cfg import duration_of, size_of
 from helper.wire_fields import wire_fields
 
 reactor: Any = _reactor  # it has more interfaces than its declared type
+
+#: Bytes of free memory that the node keeps for reuse: what comes in writes of 1 MB, and is written at once.
+KEPT_MEMORY = 8 * free_memory.MiB
 
 #: Threads that write and sync.
 THREADS = 4
@@ -142,6 +146,7 @@ class StagingPlugin:
     def get_storage_server(self, configuration: dict[str, str],
                            get_anonymous_storage_server: Callable[[], Any]) -> Deferred[Any]:
         """Called once, before the node starts. Raises ValueError for settings that cannot be used."""
+        free_memory.keep(KEPT_MEMORY)
         stock = get_anonymous_storage_server()
         service = StagingService(stock, limits_from(configuration))
         # a child of the stock server: started and stopped with it

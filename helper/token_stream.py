@@ -124,6 +124,16 @@ class TokenScanner:
         self.token_end = 0
         return list(self._cuts(data, bounds))
 
+    def passes_over(self, data: bytes) -> bool:
+        """Whether all of `data` lies within the body of a token, which goes on; if so it is fed, else it is not.
+
+        There is nothing in it to look at, nor to refuse: this is `feed` for most of what comes.
+        """
+        if len(data) >= self._body_left:
+            return False
+        self._body_left -= len(data)
+        return True
+
     def _cuts(self, data: bytes, bounds: TokenBounds) -> Iterator[Cut]:
         at, size = 0, len(data)
         while at < size:

@@ -546,6 +546,8 @@ class Upload:
     def disk_full(self, reason: str) -> None:
         """The spool could not store what it has, and keeps it until it is tried again."""
         self._disk_full = reason
+        if self._working is not None:
+            self._working.pusher.blocks_changed()  # those that would have gone with what has to wait now
         self._services.room.wait(self)
         self._pauses.waits(self.waits_for)
 

@@ -50,6 +50,7 @@ from client_shim.blocking import UploadFile
 from client_shim.errors import HelperLost, HelperRefused
 from client_shim.local_config import client_config, write_client
 from client_shim.local_node import NodeProcess
+from helper.codec import describe_code
 
 
 @attrs.frozen
@@ -196,6 +197,10 @@ def test_may_outlive_standard_input(helper: HelperNode) -> None:
         assert put(client_of(helper), "-", stdin=bytes(100)).cap
         process.terminate()
         assert process.wait(30) == -signal.SIGTERM
+
+
+def test_the_log_tells_which_erasure_code_is_in_use(shared: SharedGrid) -> None:
+    assert f"erasure code: {describe_code(3, 10)}" in shared.grid.helper.log_path.read_text()
 
 
 def test_furls_stay_over_a_restart(helper: HelperNode) -> None:

@@ -35,7 +35,11 @@ from foolscap.broker import Broker
 from foolscap.negotiate import Negotiation
 from foolscap.pb import Listener, Tub
 from twisted.application.service import IServiceCollection
+from twisted.internet.tcp import Connection as TCPConnection
+from twisted.protocols.tls import BufferingTLSTransport
 from twisted.web.resource import Resource
+
+from helper.long_strings import SOCKET_ATTRIBUTES, TLS_ATTRIBUTES, LongStrings
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,6 +115,8 @@ FOOLSCAP = {
     "foolscap.api.TupleOf",
     "foolscap.api.Violation",
     "foolscap.api.eventually",
+    "foolscap.banana.STRING",
+    "foolscap.banana.int2b128",
     "foolscap.broker.Broker",
     "foolscap.broker.LoopbackTransport",
     "foolscap.eventual.eventually",
@@ -122,7 +128,10 @@ FOOLSCAP = {
 }
 #: Private names that are not ours: attributes, and keyword arguments.
 PRIVATE = {"_Client", "_SHA256d_Hasher", "_bucket_writers", "_client_factory", "_negotiationClass", "_secret_holder",
-           "_tub_maker"}
+           "_tub_maker",
+           # of Twisted: long_strings.TLS_ATTRIBUTES and SOCKET_ATTRIBUTES
+           "_aggregator", "_appSendBuffer", "_bufferedWrite", "_handshakeDone", "_lostTLSConnection", "_tempDataBuffer",
+           "_tlsConnection", "_tlsShutdownFinished"}
 
 #: Attributes that a class of ours takes from the stock class it extends, or replaces.
 INHERITED = {
@@ -134,14 +143,17 @@ INHERITED = {
 #: The same of Foolscap's connections. `_negotiationClass` of its listeners is assigned as well.
 CONNECTIONS = {
     Broker: {
-        "_callFinished", "callFailed", "connectionAbandoned", "connectionLost", "connectionMade", "dataLastReceivedAt",
-        "dataReceived", "disconnectTimerFired", "disconnected", "doNextCall", "finish", "getTrackerForMyReference",
-        "getTrackerForYourReference", "handleError", "inboundDeliveryQueue", "myReferenceByCLID", "remote_tubref",
+        "_callFinished", "buffer", "callFailed", "connectionAbandoned", "connectionLost", "connectionMade",
+        "dataLastReceivedAt", "dataReceived", "disconnectTimerFired", "disconnected", "doNextCall", "finish",
+        "getTrackerForMyReference", "getTrackerForYourReference", "handleError", "inboundDeliveryQueue",
+        "myReferenceByCLID", "remote_tubref",
         "reportReceiveError", "scheduleCall", "sendFailed", "sendPONG", "shutdown", "transport", "waitingForAnswers",
         "yourReferenceByCLID"},
     Negotiation: {"brokerClass", "buffer", "connectionLost", "connectionMade", "dataReceived", "switchToBanana",
                   "transport"},
 }
+#: Classes of ours between those and the ones that bound them.
+OURS = {Broker: ["LongStrings"]}
 #: What is used of objects that the node hands us: (class, source, expression there) to names.
 OBJECTS = {
     (StorageFarmBroker, "helper/service.py", "storage_farm_broker"): {"_tub_maker"},
@@ -319,11 +331,24 @@ def test_what_our_connections_inherit() -> None:
     for node in source.nodes():
         if isinstance(node, ast.ClassDef):
             for base in CONNECTIONS:
-                if ast.unparse(node.bases[0] if node.bases else node) == base.__name__:
+                if ast.unparse(node.bases[0] if node.bases else node) in (base.__name__, *OURS.get(base, ())):
                     used, defined = attributes_of_self(node)
                     theirs = {name for name in defined if provides(base, name)} - {"__init__"}
                     found[base] = used - defined | theirs
     assert found == CONNECTIONS
+
+
+def test_what_long_strings_use_of_their_transports() -> None:
+    """Where anything is missing they would go the slow way, without a word."""
+    assert all(provides_of_twisted(BufferingTLSTransport, name) for name in TLS_ATTRIBUTES)
+    assert all(provides_of_twisted(TCPConnection, name) for name in SOCKET_ATTRIBUTES)
+    assert LongStrings.__bases__ == (Broker,)
+    assert "self.sendToken(obj)" in inspect.getsource(Broker.produce)
+
+
+def provides_of_twisted(cls: type, name: str) -> bool:
+    sources = "".join(inspect.getsource(base) for base in cls.__mro__ if base.__module__.startswith("twisted."))
+    return hasattr(cls, name) or f"self.{name} = " in sources or f"self.{name}: " in sources
 
 
 def test_how_a_tub_chooses_its_connections() -> None:

@@ -13,6 +13,7 @@ from fakes import Fault
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
 from world import (
     KEY,
     SMALL,
@@ -43,7 +44,7 @@ from client_shim.errors import (
     WrongUEB,
 )
 from client_shim.helper_upload import WAITING_PATIENCE
-from client_shim.upload import Progress, StreamingUpload
+from client_shim.upload import PIECE, WORTH_A_THREAD, Progress, StreamingUpload
 from client_shim.window import WINDOW_MIN
 from helper.foolscap_edge import WireAnswer
 from helper.interfaces import LARGEST_MESSAGE
@@ -583,6 +584,51 @@ def test_abort_ends_a_close_that_waits(world: World) -> None:
     assert isinstance(results[0].value, UploadClosed)
     world.release_work()
     world.turn()
+    world.check_nothing_left()
+
+
+LONG_PARAMETERS = Parameters(3, 7, 10, 256 * 1024)
+
+
+@pytest.mark.parametrize("sizes", [[WORTH_A_THREAD - 1, WORTH_A_THREAD, 57, 3 * PIECE + 1], [2 * PIECE], [1] * 60],
+                         ids=["mixed", "whole pieces", "bytes"])
+def test_what_a_thread_encrypts_is_what_we_would(world: World, sizes: list[int]) -> None:
+    """In order, whether a piece goes to the thread or is too short for it."""
+    data = plaintext(sum(sizes))
+    asked = []
+
+    def in_thread(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        asked.append(len(arguments[0]))
+        return deferLater(world.clock, 0.01, function, *arguments)
+
+    upload = world.upload(LONG_PARAMETERS, in_thread=in_thread)
+    start = 0
+    for size in sizes:
+        world.run(upload.write(data[start:start + size]))
+        start += size
+    assert world.run(upload.close()) == expected(data, LONG_PARAMETERS).cap
+    assert all(WORTH_A_THREAD <= size <= PIECE for size in asked)
+    assert sum(asked) >= sum(size for size in sizes if size >= PIECE)
+
+
+def test_abort_while_a_thread_encrypts(world: World) -> None:
+    link = world.link()
+    thread: list[Deferred[None]] = []
+
+    def in_thread(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        thread.append(Deferred())
+        return thread[-1].addCallback(lambda _none: function(*arguments))
+
+    upload = world.upload(LONG_PARAMETERS, link, in_thread=in_thread)
+    results = outcome(begin(upload.write(plaintext(PIECE))))
+    world.wait(1)
+    assert len(thread) == 1
+    world.run(upload.abort())
+    sent = link.methods().count("put_ciphertext")
+    thread[0].callback(None)
+    world.wait(1)
+    assert isinstance(results[0].value, UploadClosed)
+    assert link.methods().count("put_ciphertext") == sent == 0
     world.check_nothing_left()
 
 

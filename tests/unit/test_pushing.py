@@ -22,7 +22,7 @@ from client_shim.upload import StreamingUpload
 from helper.layout import ShareLayout
 from helper.parameters import Parameters
 from helper.patience import Patience
-from helper.pipeline import RECENT_BLOCKS_MAX
+from helper.pipeline import ALL_BLOCKS_MAX, RECENT_BLOCKS_MAX
 from helper.placement import AllocationPolicy
 from helper.pushing import (
     CLOSE_GRACE,
@@ -769,27 +769,34 @@ def test_shares_that_are_complete_and_wait_for_others_are_kept_alive() -> None:
 BIG = Parameters(3, 7, 10, 256 * 1024)
 
 
+MANY = Parameters(71, 200, 255, 256 * 1024)
+
+
 @pytest.mark.parametrize("kind", ["slow", "hung"])
-def test_memory_is_bounded_whatever_servers_do(kind: str) -> None:
-    data = plaintext(12 * 1024 * 1024)
-    encoded = expected(data, BIG)
-    with World(settings=attrs.evolve(SMALL, credit=1 << 20, pushing_lag=1 << 20, first_bound=1 << 30)) as world:
+@pytest.mark.parametrize("parameters", [BIG, MANY], ids=["3-of-10", "71-of-255"])
+def test_memory_is_bounded_whatever_servers_do(parameters: Parameters, kind: str) -> None:
+    data = plaintext(12 * 1024 * 1024 if parameters is BIG else 4 * 1024 * 1024)
+    encoded = expected(data, parameters)
+    with World(servers=parameters.n,
+               settings=attrs.evolve(SMALL, credit=1 << 20, pushing_lag=1 << 20, first_bound=1 << 30)) as world:
         slow = world.grid.servers[3]
         if kind == "slow":
             slow.latency = 2.0
         else:
             slow.plan("write", 2, Fault.HANG)
-        blocks_size = 10 * -(-256 * 1024 // 3)
-        held = in_flight = most = 0
+        block_size = parameters.full_segment_size // parameters.k
+        held = in_flight = together = most = 0
 
         def watch() -> None:
-            nonlocal held, in_flight, most
-            if (working := world.only_upload()._working) is not None:
-                held = max(held, len(working.pipeline._recent) * blocks_size)
-            in_flight = max(in_flight, sum(server.unanswered_bytes for server in world.grid.servers))
+            nonlocal held, in_flight, together, most
+            working, blocks = world.only_upload()._working, 0
+            if working is not None:
+                blocks = len(working.pipeline._recent) * block_size * parameters.n
+            written = sum(server.unanswered_bytes for server in world.grid.servers)
+            held, in_flight, together = max(held, blocks), max(in_flight, written), max(together, blocks + written)
             most = max(most, slow.unanswered_bytes)
 
-        upload = world.upload(BIG)
+        upload = world.upload(parameters)
         world.run(upload.write(data[:1 << 20]))
         world.watch = watch
         for start in range(1 << 20, len(data), 1 << 20):
@@ -797,9 +804,36 @@ def test_memory_is_bounded_whatever_servers_do(kind: str) -> None:
         assert world.run(upload.close()) == encoded.cap
         world.wait(600)
         world.check_shares(encoded, missing=0 if kind == "slow" else 1)
-        assert held <= RECENT_BLOCKS_MAX + blocks_size
-        assert in_flight <= IN_FLIGHT_MAX + 10 * WRITE_TARGET
+        write_most = min(WRITE_TARGET, IN_FLIGHT_MAX // parameters.n) + block_size
+        assert held <= RECENT_BLOCKS_MAX + block_size * parameters.n
+        assert in_flight <= IN_FLIGHT_MAX + parameters.n * write_most
+        assert together <= ALL_BLOCKS_MAX + parameters.n * write_most
         assert most <= IN_FLIGHT_PER_SHARE_MAX + WRITE_TARGET
+
+
+def test_blocks_that_come_at_once_are_written_at_once(world: World) -> None:
+    """Into one message for each server, though nothing was on its way to it."""
+    upload = world.upload(PARAMETERS)  # segments of 1002 bytes, blocks of 334
+    world.run(upload.write(plaintext(1002)))
+    world.wait(1)
+    before = {server: len(server.asked) for server in world.grid.servers}
+    world.hold_work()  # so that all becomes durable together
+    writing = begin(upload.write(plaintext(3 * 1002)))
+    world.turn()
+    world.release_work()
+    world.run(writing)
+    world.wait(1)
+    for server in world.grid.servers:
+        assert [asked.size for asked in server.asked[before[server]:] if asked.operation == "write"] == [3 * 334]
+
+
+def test_a_block_that_comes_alone_is_written_at_once(world: World) -> None:
+    upload = world.upload(PARAMETERS)
+    for count in range(1, 5):
+        world.run(upload.write(plaintext(1002)))
+        world.wait(0.1)
+        assert {server.asked[-1].size for server in world.grid.servers} == {334}
+        assert {sum(asked.operation == "write" for asked in server.asked) for server in world.grid.servers} == {count}
 
 
 def test_when_all_servers_are_slow_the_client_has_to_wait(world: World) -> None:
