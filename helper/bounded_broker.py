@@ -62,13 +62,18 @@ class ConnectionBounds:
     always: int = 64 * KiB
     """What a connection may hold in any case, so that small calls get through."""
     unhindered: int = 4
-    """So many incomplete messages, the oldest, are read to their end nevertheless, so that somebody gets on;"""
+    """So many incomplete messages, the oldest, are read to their end nevertheless, so that somebody gets on: of
+    connections whose unanswered calls hold no more than `always`. Others have their share, and what is kept back of
+    theirs, as the uploads wait, must not take the reserve of those that can go on;"""
     reserve: int = 32 * MiB
     """unless all connections hold so much more: then these wait as well, until calls are answered."""
     patience: float = 60.0
-    """Seconds that one of those has to be completed in, while others wait."""
+    """Seconds that one of those has to be completed in, while others wait; and in which a peer that holds more than
+    `always` has to go on taking answers."""
     connections: int = 512
-    """Open at a time: each costs about 100 KiB of TLS buffers."""
+    """Accepted, and open at a time: each costs about 100 KiB of TLS buffers."""
+    outgoing: int = 1024
+    """Made by ourselves: to introducers and storage servers."""
     strangers: int = 128
     """Of them, those that have not shown a furl yet; the oldest makes room."""
     references: int = 4096
@@ -81,6 +86,13 @@ class ConnectionBounds:
 #: reference to an object there.
 TO_STORAGE_SERVERS = ConnectionBounds(always=16 * KiB, unhindered=3, reserve=64 * MiB, connections=1024,
                                       references=32 * KiB, known=STORAGE_SERVER)
+
+
+def for_connections(most: int) -> ConnectionBounds:
+    """Of a helper to which there are at most so many connections: if more than usual, they may hold more in all."""
+    bounds = ConnectionBounds()
+    return attrs.evolve(bounds, connections=most, strangers=min(bounds.strangers, most),
+                        in_all=max(bounds.in_all, bounds.in_all * most // bounds.connections))
 
 
 class Abortable(Protocol):
@@ -97,17 +109,19 @@ class Ledger:
         self.bounds = bounds
         self.held = 0
         self._clock = clock
-        self._connections: set[BoundedBroker] = set()
+        self._connections: dict[bool, set[BoundedBroker]] = {True: set(), False: set()}  # accepted, or made by us
         self._strangers: dict[Abortable, None] = {}
         self._incomplete: dict[BoundedBroker, float | None] = {}  # oldest first; since when they are unhindered
         self._waiting: dict[BoundedBroker, None] = {}
+        self._not_taking: dict[BoundedBroker, float] = {}  # their answers; since when that is known
         self._watch: Any = None
 
-    def admit(self, connection: BoundedBroker) -> bool:
+    def admit(self, connection: BoundedBroker, accepted: bool) -> bool:
         """Whether there may be one more."""
-        if len(self._connections) >= self.bounds.connections:
+        connections = self._connections[accepted]
+        if len(connections) >= (self.bounds.connections if accepted else self.bounds.outgoing):
             return False
-        self._connections.add(connection)
+        connections.add(connection)
         return True
 
     def add_stranger(self, connection: Abortable) -> None:
@@ -121,8 +135,10 @@ class Ledger:
         self._strangers.pop(connection, None)
 
     def forget(self, connection: BoundedBroker) -> None:
-        self._connections.discard(connection)
+        for connections in self._connections.values():
+            connections.discard(connection)
         self.no_stranger(connection)
+        self._not_taking.pop(connection, None)
         self._incomplete.pop(connection, None)
         self._waiting.pop(connection, None)
         self.let_others_go_on()
@@ -155,7 +171,7 @@ class Ledger:
     def _unhindered(self) -> list[BoundedBroker]:
         if self.held >= self.bounds.in_all + self.bounds.reserve:
             return []
-        able = (c for c in self._incomplete if not c.waits_for_itself)
+        able = (c for c in self._incomplete if not c.waits_for_itself and c.unanswered_bytes <= self.bounds.always)
         return list(islice(able, self.bounds.unhindered))
 
     def let_others_go_on(self) -> None:
@@ -178,8 +194,23 @@ class Ledger:
                 self._incomplete[connection] = now
             elif now - since >= self.bounds.patience:
                 connection.give_up("a message was not completed while others waited for memory")
+        self._look_at_answers(now)
         if self._waiting:
             self._watch = self._clock.callLater(self.bounds.patience / 4, self._look)
+
+
+    def takes_answers(self, connection: BoundedBroker) -> None:
+        """Its patience begins anew."""
+        self._not_taking.pop(connection, None)
+
+    def _look_at_answers(self, now: float) -> None:
+        """What peers hold that do not read is never answered."""
+        for connection in [*self._connections[True], *self._connections[False]]:
+            if not connection.answers_wait or connection.held <= self.bounds.always:
+                self._not_taking.pop(connection, None)
+            elif now - self._not_taking.setdefault(connection, now) >= self.bounds.patience and any(
+                    waiting is not connection for waiting in self._waiting):
+                connection.give_up("its answers were not taken while others waited for memory")
 
 
 @implementer(IPushProducer)
@@ -190,10 +221,10 @@ class _AnswerFlow:
         self._broker = broker
 
     def pauseProducing(self) -> None:
-        self._broker.answers_wait(True)
+        self._broker.set_answers_wait(True)
 
     def resumeProducing(self) -> None:
-        self._broker.answers_wait(False)
+        self._broker.set_answers_wait(False)
 
     def stopProducing(self) -> None:
         """The connection is gone, which the broker is told as well."""
@@ -209,14 +240,14 @@ class BoundedBroker(LongStrings):
         self._accepted = accepted
         self._bounded = True
         self._watches_answers = False
-        self._answers_wait = False
+        self.answers_wait = False  # the peer does not read what we send
         self._given_up: str | None = None
         self._scanner = TokenScanner()
         self._partial: list[bytes | bytearray] = []  # of a token that is not complete
         self._unconsidered = 0  # bytes that came since it was last asked whether there is memory for more
         self._message = 0  # charge of the message that Foolscap is given just now
         self._unanswered: dict[Any, int] = {}
-        self._unanswered_bytes = 0
+        self.unanswered_bytes = 0
         self._counted = 0
         self._reasons: set[str] = set()
 
@@ -227,7 +258,7 @@ class BoundedBroker(LongStrings):
         super().connectionMade()
         if not self._bounded:
             return
-        if not self._ledger.admit(self):
+        if not self._ledger.admit(self, self._accepted):
             self.give_up("too many connections")
             return
         if self._accepted:
@@ -249,7 +280,7 @@ class BoundedBroker(LongStrings):
     def finish(self, why: Failure) -> None:
         if self._bounded and not self.disconnected:
             for delivery, _ready in self.inboundDeliveryQueue:
-                self._unanswered_bytes -= self._unanswered.pop(delivery, 0)  # they will never be begun
+                self.unanswered_bytes -= self._unanswered.pop(delivery, 0)  # they will never be begun
             self.inboundDeliveryQueue.clear()
             self._let_go()
         super().finish(why)
@@ -363,21 +394,22 @@ class BoundedBroker(LongStrings):
 
     def scheduleCall(self, delivery: Any, ready_deferred: Any) -> None:
         self._unanswered[delivery] = self._message
-        self._unanswered_bytes += self._message
+        self.unanswered_bytes += self._message
         super().scheduleCall(delivery, ready_deferred)
 
     def doNextCall(self) -> None:
-        if not self._answers_wait:
+        if not self.answers_wait:
             super().doNextCall()
 
-    def answers_wait(self, wait: bool) -> None:
+    def set_answers_wait(self, wait: bool) -> None:
         """The peer does not read what we send, or does again."""
-        self._answers_wait = wait
+        self.answers_wait = wait
         if not wait:
+            self._ledger.takes_answers(self)
             eventually(self.doNextCall)
 
     def sendPONG(self, number: int) -> None:
-        if not self._answers_wait:
+        if not self.answers_wait:
             super().sendPONG(number)
 
     def _callFinished(self, res: Any, delivery: Any) -> None:
@@ -391,7 +423,7 @@ class BoundedBroker(LongStrings):
             self._answered(delivery)
 
     def _answered(self, delivery: Any) -> None:
-        self._unanswered_bytes -= self._unanswered.pop(delivery, 0)
+        self.unanswered_bytes -= self._unanswered.pop(delivery, 0)
         self._update()
 
     # -- memory ---------------------------------------------------------------------------------------------
@@ -399,7 +431,7 @@ class BoundedBroker(LongStrings):
     @property
     def held(self) -> int:
         """Charge of what came and is not answered yet."""
-        return self._unanswered_bytes + self._scanner.charge
+        return self.unanswered_bytes + self._scanner.charge
 
     @property
     def waits_for_itself(self) -> bool:
@@ -419,7 +451,7 @@ class BoundedBroker(LongStrings):
             return
         self._unconsidered = 0
         bounds = self._ledger.bounds
-        self.hold_back(_CALLS, len(self._unanswered) >= bounds.calls or self._unanswered_bytes >= bounds.each)
+        self.hold_back(_CALLS, len(self._unanswered) >= bounds.calls or self.unanswered_bytes >= bounds.each)
         short = not self._ledger.may_read(self)
         if short:
             self._ledger.wait(self)

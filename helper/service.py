@@ -32,7 +32,7 @@ from twisted.scripts import twistd
 from zope.interface import implementer
 
 from helper import free_memory
-from helper.bounded_broker import TO_STORAGE_SERVERS, bound, new_ledger
+from helper.bounded_broker import TO_STORAGE_SERVERS, bound, for_connections, new_ledger
 from helper.codec import describe_code
 from helper.foolscap_edge import AnnouncingHelper, StreamingHelper
 from helper.grid import TahoeGrid
@@ -134,7 +134,8 @@ class StreamingClient(tahoe_client._Client):  # type: ignore[misc]
 
     def __init__(self, config: Any, main_tub: Any, i2p_provider: Any, tor_provider: Any,
                  introducer_clients: Any, storage_farm_broker: Any) -> None:
-        bound(_quiet(main_tub), new_ledger())
+        settings = read_settings(Path(config.get_config_path()))
+        bound(_quiet(main_tub), new_ledger(for_connections(settings.connections_max)))
         bound_to_servers(storage_farm_broker)
         super().__init__(config, main_tub, i2p_provider, tor_provider, introducer_clients, storage_farm_broker)
 

@@ -107,7 +107,8 @@ class _Overlap:
     """A put_ciphertext call that repeats bytes already received."""
 
     put: PutReceived
-    compared_to: int  # offset up to which the bytes have been compared
+    compared_to: int  # offset up to which the bytes have been, or are being, compared
+    comparing: bool = False
 
 
 class Session:
@@ -254,8 +255,8 @@ class Session:
         for call, overlap in self._overlaps.items():
             put = overlap.put
             end = min(put.offset + len(put.data), self.received)
-            if end <= self.durable and overlap.compared_to < end:
-                start, overlap.compared_to = overlap.compared_to, end
+            if not overlap.comparing and end <= self.durable and overlap.compared_to < end:
+                start, overlap.compared_to, overlap.comparing = overlap.compared_to, end, True
                 commands.append(Compare(call, start, put.data[start - put.offset:end - put.offset]))
         return commands
 
@@ -263,6 +264,7 @@ class Session:
         overlap = self._overlaps.get(event.call)
         if overlap is None:  # refused meanwhile, with the upload
             return []
+        overlap.comparing = False
         put = overlap.put
         end = put.offset + len(put.data)
         if not event.same:

@@ -42,6 +42,8 @@ class Settings:
     room_patience: int = 600
     #: Uploads open at a time.
     uploads_max: int = 10_000
+    #: Connections of clients at a time.
+    connections_max: int = 512
     #: An upload with data that is idle for so long is given up.
     idle_expiry: int = 7 * 86400
     #: An upload without a byte that is idle for so long is given up.
@@ -93,6 +95,7 @@ _KEYS = {
     "free-disk": Key("free_disk", size_of, _SIZE, least=0),
     "room-patience": Key("room_patience", duration_of, _DURATION),
     "uploads-max": Key("uploads_max", count_of, "a number"),
+    "connections-max": Key("connections_max", count_of, "a number from 1 to 10000", most=10_000),
     "idle-expiry": Key("idle_expiry", duration_of, _DURATION),
     "empty-expiry": Key("empty_expiry", duration_of, _DURATION),
     "sweep-interval": Key("sweep_interval", duration_of, _DURATION),

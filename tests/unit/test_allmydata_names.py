@@ -180,7 +180,7 @@ OBJECTS = {
     (type(NEWEST_SCHEMA_VERSION), "helper/staged_share.py", "NEWEST_SCHEMA_VERSION"): {"header"},
     (ReadBucketProxy, "helper/stock.py", "self.proxy"): {"get_block_data", "get_uri_extension"},
     (_Config, "helper/service.py", "self.config"): {"get_config_path", "get_private_path"},
-    (_Config, "helper/service.py", "config"): {"config", "get_config"},
+    (_Config, "helper/service.py", "config"): {"config", "get_config", "get_config_path"},
 }
 #: Remote methods called in stock.py, by the expression they are called on, and how many arguments they get.
 REMOTE = {

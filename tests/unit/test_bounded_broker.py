@@ -28,6 +28,7 @@ from helper.bounded_broker import (
     BoundedNegotiation,
     ConnectionBounds,
     Ledger,
+    for_connections,
 )
 from helper.interfaces import LARGEST_MESSAGE_MAX, KiB
 from helper.token_stream import KNOWN_PEER, PING, PONG, STRANGER, STRING
@@ -66,10 +67,10 @@ class Connection:
 
     count = 0
 
-    def __init__(self, ledger: Ledger, known: bool = True) -> None:
+    def __init__(self, ledger: Ledger, known: bool = True, accepted: bool = True) -> None:
         Connection.count += 1
         self.transport = StringTransport()
-        self.broker = BoundedBroker(ledger, True, TubRef(f"{Connection.count:032}", []), {})
+        self.broker = BoundedBroker(ledger, accepted, TubRef(f"{Connection.count:032}", []), {})
         self.ended = False
         self.broker.makeConnection(self.transport)
         self.target = Waiting()
@@ -388,6 +389,57 @@ def test_peers_do_not_get_more_by_taking_turns_when_calls_hang() -> None:
     run(go)
 
 
+def test_who_does_not_take_answers_while_others_wait_has_to_go(logged: list[str]) -> None:
+    async def go() -> None:
+        world = World(attrs.evolve(BOUNDS, connections=10, unhindered=0))
+        deaf = [world.connect() for _ in range(3)]
+        for connection in deaf:
+            assert connection.transport.producer is not None
+            connection.transport.producer.pauseProducing()
+            connection.call(95 * KiB)
+        world.clock.advance(1000)
+        assert not any(connection.dropped for connection in deaf), "nobody waits"
+        honest = world.connect()
+        honest.begin(80 * KiB, 75 * KiB)
+        assert not honest.reading
+        for _ in range(3):
+            world.clock.advance(BOUNDS.patience / 4)
+        deaf[0].transport.producer.resumeProducing()
+        deaf[0].transport.producer.pauseProducing()  # it took some
+        for _ in range(2):
+            world.clock.advance(BOUNDS.patience / 4)
+        await settle()
+        assert [connection.dropped for connection in deaf] == [False, True, True]
+        assert honest.reading
+
+    run(go)
+    assert len(logged) == 2
+
+
+def test_what_those_hold_who_have_to_wait_does_not_keep_out_those_who_can_go_on() -> None:
+    """As when uploads are paused: their calls are unanswered for hours, and they would send more."""
+    async def go() -> None:
+        world = World(attrs.evolve(BOUNDS, reserve=100 * KiB, connections=20, each=10**9, calls=10**9))
+        paused = [world.connect() for _ in range(12)]
+        for connection in paused:
+            connection.piece = KiB
+        for _ in range(20):
+            for connection in paused:
+                connection.call(20 * KiB)
+            await settle()
+        assert not any(connection.reading for connection in paused)
+        for _ in range(30):
+            other = world.connect()
+            other.call(60 * KiB)
+            await settle()
+            assert len(other.target.calls) == 1
+            other.answer()
+            await settle()
+            other.lose()
+
+    run(go)
+
+
 # -- all connections together -------------------------------------------------------------------------------
 
 
@@ -432,7 +484,8 @@ def test_the_oldest_incomplete_messages_are_read_to_their_end() -> None:
     run(go)
 
 
-@pytest.mark.parametrize("bounds", [ConnectionBounds(), TO_STORAGE_SERVERS])
+@pytest.mark.parametrize("bounds", [
+    ConnectionBounds(), TO_STORAGE_SERVERS, for_connections(1), for_connections(1000)])
 def test_what_connections_may_always_hold_leaves_room_for_whole_messages(bounds: ConnectionBounds) -> None:
     one_read = 64 * KiB
     assert (bounds.always + one_read) * bounds.connections + bounds.unhindered * max(
@@ -475,6 +528,24 @@ def test_there_may_be_so_many_connections() -> None:
         assert not world.connect().dropped
 
     run(go)
+
+
+def test_connections_of_our_own_take_no_place_of_others() -> None:
+    async def go() -> None:
+        world = World(attrs.evolve(BOUNDS, outgoing=8))
+        ours = [Connection(world.ledger, accepted=False) for _ in range(8)]
+        theirs = [world.connect() for _ in range(BOUNDS.connections)]
+        assert not any(connection.dropped for connection in [*ours, *theirs])
+        assert Connection(world.ledger, accepted=False).dropped
+        assert world.connect().dropped
+
+    run(go)
+
+
+def test_there_may_be_other_numbers_of_connections() -> None:
+    assert for_connections(512) == ConnectionBounds()
+    assert (for_connections(10).connections, for_connections(10).strangers) == (10, 10)
+    assert for_connections(1024).in_all == 2 * ConnectionBounds().in_all
 
 
 def test_the_oldest_stranger_makes_room_for_another() -> None:

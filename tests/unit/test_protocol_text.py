@@ -196,7 +196,8 @@ def test_bounds_of_connections() -> None:
                    TOKEN_CHARGE, OPEN_CHARGE, bounds.in_all, bounds.each, bounds.calls, bounds.always,
                    bounds.unhindered, bounds.reserve, int(bounds.patience), bounds.connections, bounds.strangers,
                    STORAGE_SERVER.value, STORAGE_SERVER.message, STORAGE_SERVER.argument, TO_STORAGE_SERVERS.in_all,
-                   TO_STORAGE_SERVERS.reserve, TO_STORAGE_SERVERS.unhindered, TO_STORAGE_SERVERS.connections):
+                   TO_STORAGE_SERVERS.reserve, TO_STORAGE_SERVERS.unhindered, TO_STORAGE_SERVERS.outgoing,
+                   bounds.outgoing):
         assert re.search(rf"(?<![\d,]){number:,}(?![\d,]*\d)", text), number
     assert {STRANGER.name, STRANGER.value, STRANGER.argument} == {KNOWN_PEER.name}
     assert KNOWN_PEER.argument == LARGEST_MESSAGE_MAX

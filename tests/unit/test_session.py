@@ -334,6 +334,16 @@ def bytes_are_compared_once_they_are_durable(p: Playbook) -> None:
 
 
 @playbook()
+def what_was_received_and_stored_during_the_comparison_is_compared_before_the_answer(p: Playbook) -> None:
+    p.given(put(1, 0, 10), Stored(10))
+    p.on(PutReceived(2, 0, DATA[:10] + b"X" * 10), Compare(2, 0, DATA[:10]))
+    p.given(put(3, 10, 10))
+    p.on(Stored(20), needing(3, 20))
+    p.on(Compared(2, same=True), Compare(2, 10, b"X" * 10))
+    p.on(Compared(2, same=False), refused(2, "conflicting-data", offset=0, length=20))
+
+
+@playbook()
 def what_was_received_during_the_comparison_is_compared_too(p: Playbook) -> None:
     p.durable(20)
     p.on(put(2, 10, 30), Compare(2, 10, DATA[10:20]))

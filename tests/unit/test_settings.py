@@ -28,6 +28,7 @@ KEYS = [
     ("free-disk", "free_disk", [("0", 0), ("1 GiB", GiB)], ["-1"], "a size such as 4 MiB"),
     ("room-patience", "room_patience", [("10 minutes", 600)], ["0 seconds"], "a duration such as 7 days"),
     ("uploads-max", "uploads_max", [("1", 1), ("10000", 10_000)], ["0", "-1", "1 kiB", "1.5"], "a number"),
+    ("connections-max", "connections_max", [("1", 1), ("10000", 10_000)], ["0", "10001"], "a number from 1 to 10000"),
     ("idle-expiry", "idle_expiry", [("7 days", 7 * DAY), ("1day", DAY), ("1 second", 1), ("2 months", 62 * DAY)],
      ["0 days", "-1 days", "7"], "a duration such as 7 days"),
     ("empty-expiry", "empty_expiry", [("1 hour", 3600), ("90 minutes", 5400), ("36hours", 36 * 3600)],
@@ -112,7 +113,7 @@ def test_what_is_expected_is_accepted(tmp_path: Path) -> None:
     """The example in each error text is a value that can be used."""
     for key, _field, _good, _bad, expected in KEYS:
         example = expected.removeprefix("a size such as ").removeprefix("a duration such as ").partition(",")[0]
-        write(tmp_path, f"[helper]\n{key} = {'5' if example == 'a number' else example}\n")
+        write(tmp_path, f"[helper]\n{key} = {'5' if example.startswith('a number') else example}\n")
         read_settings(tmp_path)
 
 
@@ -123,10 +124,10 @@ def test_all_keys_at_once(tmp_path: Path) -> None:
 
 def test_unknown_key(tmp_path: Path) -> None:
     path = write(tmp_path, "[helper]\ncredits = 1 MiB\n")
-    known = ("away-patience, contact-after, credit, empty-expiry, first-bound, free-disk, idle-expiry, "
-             "largest-message, look-up-patience, needed-patience, placing-patience, pushing-lag, result-retention, "
-             "room-patience, sealed-records-max, server-wait, spool-quota, stall-factor, stall-least, stall-most, "
-             "stall-servers, sweep-interval, upload-quota, uploads-max")
+    known = ("away-patience, connections-max, contact-after, credit, empty-expiry, first-bound, free-disk, "
+             "idle-expiry, largest-message, look-up-patience, needed-patience, placing-patience, pushing-lag, "
+             "result-retention, room-patience, sealed-records-max, server-wait, spool-quota, stall-factor, "
+             "stall-least, stall-most, stall-servers, sweep-interval, upload-quota, uploads-max")
     assert text_of_error(tmp_path) == f"{path}: unknown key 'credits' in [helper]; known are {known}"
 
 
