@@ -96,6 +96,27 @@ def put(node_directory: Path, convergent: bool, verify: bool, from_command: bool
     sys.exit(run_put(options, Report(sys.stderr, as_json), lambda cap: print(cap, flush=True)))
 
 
+@main.group()
+def gateway() -> None:
+    """The HTTP gateway."""
+
+
+@gateway.command("run")
+@_node_directory
+@click.option("--listen", metavar="ENDPOINT",
+              help="Where to listen, as a Twisted endpoint. The default is a setting (streaming.cfg, [gateway]), and "
+                   "that of the setting tcp:3457:interface=127.0.0.1.")
+def gateway_run(node_directory: Path, listen: str | None) -> None:
+    """Run the HTTP gateway of a client node in the foreground.
+
+    It streams uploads to the node's helper and passes everything else on to the node. `tahoe -d
+    NODE_DIRECTORY/streaming` uses it.
+    """
+    from client_shim.gateway.service import run_gateway
+
+    sys.exit(run_gateway(node_directory, listen, sys.stderr))
+
+
 @main.command()
 @click.option("-d", "--node-directory", type=click.Path(path_type=Path), default=Path("~/.tahoe"), show_default=True,
               help="The directory of the Tahoe node that runs the streaming helper.")

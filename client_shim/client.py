@@ -60,6 +60,12 @@ class StreamingClient:
                                on_progress=on_progress, on_failed=on_failed, on_paused=on_paused,
                                on_resumed=on_resumed)
 
+    async def link(self) -> HelperLink:
+        """A link to the helper, over the one connection. Raises HelperUnreachable; UploadClosed after `stop`."""
+        if self._stops:
+            raise UploadClosed()
+        return await self._connect()
+
     async def _connect(self) -> HelperLink:
         furl = self.config.helper_furl
         if self._tub is None:

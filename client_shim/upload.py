@@ -80,10 +80,12 @@ class StreamingUpload:
         outbox = self._helper.outbox
         return Progress(self._accepted, outbox.sent, outbox.durable, self._parameters.size)
 
-    async def open(self) -> None:
-        """Open the upload at the helper now, if it is known to need one. `write` does it otherwise."""
+    async def open(self, *, of_any_size: bool = False) -> None:
+        """Open the upload at the helper now, if it is known to need one; with `of_any_size`, also if it is not known.
+        `write` does it otherwise."""
         async with self._lock_held():
-            if self._parameters.size is not None and self._parameters.size > LITERAL_MAX:
+            size = self._parameters.size
+            if of_any_size if size is None else size > LITERAL_MAX:
                 await self._helper.open()
 
     async def write(self, data: bytes) -> None:
@@ -120,7 +122,8 @@ class StreamingUpload:
             if self._digests is not None:
                 self._digests.end()
             if self._accepted <= LITERAL_MAX:
-                self._over = True
+                self._over = self._abort_wanted = True
+                await self._helper.abort()  # if it was opened before it turned out to be so short
                 return bytes(uri.LiteralFileURI(self._literal).to_string())
             hashes = self._hasher.hashes()
             cap = cap_of(self._key, self._parameters, hashes, await self._helper.finish(hashes))

@@ -1,204 +1,151 @@
-"""A gateway's upload handles over a real journal and a helper in memory, in time that a test moves; any moment may be
-the last of its process, of which then nothing is left but its journal's files as they are on the disk.
-"""
+"""A gateway in memory: a whole helper (world.py), a node that is a handler, and clients' connections."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from types import TracebackType
+import json
+from collections.abc import Callable
 from typing import Any, Self
+from urllib.parse import unquote
 
-from model_helper import ModelHelper
-from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.task import Clock
-from world import KEY, QUICK_DISK, ProcessClock, begin, outcome
+import attrs
+from allmydata import uri
+from http_world import Answer, HttpWorld, MemoryNode
+from world import SMALL, WireLink, World
 
-from client_shim.gateway.handle_settings import HandleSettings
-from client_shim.gateway.handles import Handle, HandleOptions, Handles, LinkTarget
-from client_shim.gateway.journal import JOURNAL_NAME, Journal, JournalFile
-from helper.errors import StreamingError
+from client_shim.errors import HelperUnreachable
+from client_shim.gateway.exchange import Exchange
+from client_shim.gateway.forms import PostForm
+from client_shim.gateway.linking import Linker
+from client_shim.gateway.protection import Protection
+from client_shim.gateway.proxy import Proxy
+from client_shim.gateway.put_uri import PutLinked, PutUnlinked
+from client_shim.gateway.site import Route, Site
+from client_shim.gateway.streams import Streams
+from client_shim.gateway.upload_requests import is_form, is_put_unlinked, place_of_put
+from client_shim.upload import StreamingUpload
 from helper.parameters import Parameters
 
-PARAMETERS = Parameters(2, 3, 4, 500)
+PARAMETERS = Parameters(3, 7, 10, 1000)
+DIRECTORY = uri.DirectoryURI(uri.WriteableSSKFileURI(b"k" * 16, b"f" * 32)).to_string().decode()
 
 
-class Died(Exception):
-    """The process ended before there was a result."""
+class PretendNode:
+    """A Tahoe node with one directory, as far as PUT into it goes; everything else it only writes down."""
+
+    def __init__(self) -> None:
+        #: What is linked: path below the directory → kind and cap.
+        self.links: dict[str, tuple[str, str]] = {}
+        self.requests: list[tuple[str, str, bytes]] = []
+        #: Called before a request is carried out.
+        self.before: Callable[[str, str], None] = lambda _method, _target: None
+
+    async def __call__(self, exchange: Exchange) -> None:
+        body = b""
+        while piece := await exchange.read():
+            body += piece
+        head = exchange.head
+        self.requests.append((head.method, head.target, body))
+        self.before(head.method, head.target)
+        name = unquote(head.path.split("/", 3)[3]) if head.path.count("/") > 2 else ""
+        if head.method == "GET" and head.argument("t") == "json":
+            await self._json(exchange, name)
+        elif head.method == "PUT" and head.argument("t") == "uri":
+            await self._link(exchange, name, body)
+        else:
+            await exchange.respond(200, [("Server", "node")], b"passed on: " + body)
+
+    async def _json(self, exchange: Exchange, name: str) -> None:
+        if name not in self.links:
+            await exchange.respond(404, [], b"No such child")
+            return
+        kind, cap = self.links[name]
+        fields: dict[str, Any] = {"mutable": kind != "immutable", "ro_uri": cap}
+        described = ["dirnode" if kind == "directory" else "filenode", fields]
+        await exchange.respond(200, [], json.dumps(described, indent=1).encode())
+
+    async def _link(self, exchange: Exchange, name: str, cap: bytes) -> None:
+        replace = exchange.head.argument("replace")
+        if name in self.links and (replace == "false" or self.links[name][0] == "directory"):
+            await exchange.respond(409, [], b"There was already a child by that name")
+            return
+        self.links[name] = ("immutable", cap.decode())
+        await exchange.respond(200, [], cap)
 
 
 class GatewayWorld:
-    """Use it as a context manager."""
+    """Everything shares one clock; use it as a context manager."""
 
-    def __init__(self, parameters: Parameters = PARAMETERS, settings: HandleSettings = HandleSettings(),  # noqa: B008
-                 connect: Callable[[], Awaitable[Any]] | None = None, clock: Clock | None = None) -> None:
-        self.clock = clock or Clock()
-        self.parameters = parameters
-        self.settings = settings
-        self.helper = ModelHelper(self.clock, parameters)
-        self.connect = connect or self.helper.connect
-        #: Breaks the connection to the helper.
-        self.cut: Callable[[], None] = self.helper.cut
-        self.linked: list[tuple[LinkTarget, bytes]] = []
-        self.link_fails: Exception | None = None
-        self.link: Callable[[LinkTarget, bytes], Awaitable[None]] = self._link
-        #: Raises what a call in the journal's thread raises instead of being made.
-        self.fail_work: Callable[[str], None] = lambda _name: None
-        #: Called in the journal's thread before and after each call, with its name.
-        self.before_work: Callable[[str], None] = lambda _name: None
-        self.after_work: Callable[[str], None] = lambda _name: None
-        #: Called when a process begins.
-        self.on_start: Callable[[], None] = lambda: None
-        self.epoch = 1_000_000.0
+    def __init__(self, helper_wait: float = 10, patience: float = 3600, **settings: Any) -> None:
+        self.helper = World(settings=attrs.evolve(SMALL, **settings))
+        self.clock = self.helper.clock
+        self.node = PretendNode()
+        self.memory_node = MemoryNode(self.node, self.clock)
+        self.helper_is_up = True
+        self.connects = 0
+        self.uploads: list[StreamingUpload] = []
+        self.accesses: list[tuple[Any, ...]] = []
+        self._patience = patience
+        self.streams = Streams(self._make_upload, helper_wait, self.clock)
+        proxy = Proxy(self.memory_node.client)
+        linker = Linker(self.memory_node.client, helper_wait, self.clock)
+        self.site = Site([
+            Route("put-uri", is_put_unlinked, PutUnlinked(self.streams)),
+            Route("put-child", lambda head: place_of_put(head) is not None, PutLinked(self.streams, linker, proxy)),
+            Route("post-uri", is_form, PostForm(self.streams, proxy)),
+            Route("node", lambda _head: True, proxy),
+        ], Protection(), self.clock, lambda *access: self.accesses.append(access))
 
     def __enter__(self) -> Self:
-        self.root = Path(tempfile.mkdtemp(prefix="tahoe-stream-test", dir=QUICK_DISK))
-        self.directory = self.root / "first"
-        self.lives = 0
-        self.start()
+        self.helper.__enter__()
         return self
 
-    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None,
-                 _traceback: TracebackType | None) -> None:
-        self.process.end()
-        self.file.close()
-        shutil.rmtree(self.root)
+    def __exit__(self, *why: object) -> None:
+        self.helper.__exit__(*why)  # type: ignore[arg-type]
 
-    # -- the process -------------------------------------------------------------------------------------------
+    def _make_upload(self, *, size: int | None, **events: Any) -> StreamingUpload:
 
-    def start(self) -> None:
-        """The gateway's process begins; again if it dies at once."""
-        while True:
-            self.process = ProcessClock(self.clock)
-            self.file = JournalFile(self.directory / JOURNAL_NAME)
-            self.handles = self._handles(self.process)
-            self.on_start()
-            try:
-                self.result(self.handles.start())
-            except Died:
-                continue
-            return
+        async def connect() -> WireLink:
+            self.connects += 1
+            if not self.helper_is_up:
+                raise HelperUnreachable("ConnectionRefusedError")
+            return self.helper.link()
 
-    def _handles(self, process: ProcessClock) -> Handles:
-        def in_thread(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
-            d: Deferred[Any] = Deferred()
+        upload = StreamingUpload(connect, attrs.evolve(PARAMETERS, size=size), self.clock, patience=self._patience,
+                                 **events)
+        self.uploads.append(upload)
+        return upload
 
-            def work() -> None:
-                if process.ended:
-                    return
-                name = function.__name__
-                self.before_work(name)
-                if process.ended:
-                    return
-                done = maybeDeferred(self._work, function, *arguments)
-                self.after_work(name)
-                if not process.ended:
-                    done.chainDeferred(d)
-                else:
-                    done.addErrback(lambda _failure: None)
+    def client(self) -> HttpWorld:
+        """A client's connection."""
+        return HttpWorld(self.site, clock=self.clock)
 
-            process.callLater(0, work)
-            return d
+    def send(self, client: HttpWorld, data: bytes) -> None:
+        """Send, and let everything happen that takes no time to speak of."""
+        client.send(data)
+        self.helper.wait(1)
 
-        async def connect() -> Any:
-            if process.ended:
-                return await Deferred()
-            return await self.connect()
-
-        async def link(target: LinkTarget, cap: bytes) -> None:
-            if process.ended:
-                await Deferred()
-            await self.link(target, cap)
-
-        keys = iter([KEY])
-        return Handles(Journal(self.file, in_thread), connect, self.parameters, self.settings, process, link,
-                       now=lambda: self.epoch + process.seconds(),
-                       randomness=lambda size: next(keys, _other_key()) if size == len(KEY) else _random(size))
-
-    def _work(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        self.fail_work(function.__name__)
-        return function(*arguments)
-
-    async def _link(self, target: LinkTarget, cap: bytes) -> None:
-        self.linked.append((target, cap))
-        if self.link_fails is not None:
-            raise self.link_fails
-
-    def kill(self) -> None:
-        """The gateway's process ends at once, and the machine's disk keeps what was synced: the next life opens copies
-        of the journal's files as they are now, while the dead process still has its own open."""
-        self.process.end()
-        self.cut()
-        self.lives += 1
-        after = self.root / f"life {self.lives}"
-        shutil.copytree(self.directory, after)
-        self.directory = after
-        self.file.close()
-
-    def restart(self) -> None:
-        """Kill it and start it again."""
-        self.kill()
-        self.start()
-
-    # -- time --------------------------------------------------------------------------------------------------
-
-    def wait(self, seconds: float) -> None:
-        """Let time go on, to every moment at which something is due."""
-        end = self.clock.seconds() + seconds
-        while (due := self._next_due()) is not None and due <= end:
-            self.clock.advance(max(0.0, due - self.clock.seconds()))
-        self.clock.advance(max(0.0, end - self.clock.seconds()))
-
-    def result(self, call: Awaitable[Any], patience: float = 300.0) -> Any:
-        """Its result; raises what it raises; Died if the process ended first."""
-        results = outcome(begin(call))
-        end = self.clock.seconds() + patience
-        while not results and (due := self._next_due()) is not None and due <= end:
-            self.clock.advance(max(0.0, due - self.clock.seconds()))
-        if not results and self.process.ended:
-            raise Died()
-        assert results, "no result"
-        return value_of(results)
-
-    def error(self, call: Awaitable[Any], patience: float = 300.0) -> StreamingError:
-        """The error that it raises."""
-        try:
-            value = self.result(call, patience)
-        except StreamingError as e:
-            return e
-        raise AssertionError(f"no error but {value!r}")
-
-    def _next_due(self) -> float | None:
-        return min((call.getTime() for call in self.clock.getDelayedCalls()), default=None)
-
-    # -- handles -----------------------------------------------------------------------------------------------
-
-    def create(self, size: int | None = None, **options: Any) -> Handle:
-        handle: Handle = self.result(self.handles.create(HandleOptions(size, **options)))
-        return handle
-
-    def journal_bytes(self) -> bytes:
-        """All that is in files of the gateway, of this life."""
-        return b"".join(path.read_bytes() for path in sorted(self.directory.rglob("*")) if path.is_file())
+    def ask(self, data: bytes, method: str = "PUT") -> Answer:
+        """One request on a connection of its own, and the whole answer."""
+        client = self.client()
+        client.send(data)
+        for _ in range(200):
+            answers = client.answers_so_far(method)
+            if answers and answers[0].complete:
+                return answers[0]
+            self.helper.wait(0.5)
+        raise AssertionError("no answer")
 
 
-def value_of(results: list[Any]) -> Any:
-    """What `outcome` gave; raises it if it is an error."""
-    (value,) = results
-    error = getattr(value, "value", value)
-    if isinstance(error, BaseException):
-        raise error
-    return value
+def request(method: str, target: str, body: bytes | None = None, *fields: str) -> bytes:
+    """A request whose body is declared, if it has one."""
+    lines = [f"{method} {target} HTTP/1.1", "Host: localhost", *fields]
+    if body is not None:
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + (body or b"")
 
 
-def _random(size: int) -> bytes:
-    return os.urandom(size)
-
-
-def _other_key() -> bytes:
-    return _random(len(KEY))
-
-
+def chunked(method: str, target: str, *pieces: bytes, end: bool = True, fields: tuple[str, ...] = ()) -> bytes:
+    """A request whose body is chunked."""
+    lines = [f"{method} {target} HTTP/1.1", "Host: localhost", "Transfer-Encoding: chunked", *fields]
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + chunks + (b"0\r\n\r\n" if end else b"")

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import pytest
 from allmydata import uri
-from gateway_world import PARAMETERS, Died, GatewayWorld
+from handles_world import PARAMETERS, Died, GatewayWorld
 from test_log_secrets import Everything
 from twisted.internet.defer import Deferred
 from world import KEY, begin, expected, outcome, plaintext

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from allmydata import uri
-from gateway_world import PARAMETERS, Died, GatewayWorld
+from handles_world import PARAMETERS, Died, GatewayWorld
 from hypothesis import given
 from hypothesis import strategies as st
 from world import begin, expected, outcome, plaintext

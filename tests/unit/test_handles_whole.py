@@ -8,7 +8,7 @@ from random import Random
 
 import attrs
 import pytest
-from gateway_world import GatewayWorld
+from handles_world import GatewayWorld
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from world import SMALL, WireLink, World, expected, plaintext

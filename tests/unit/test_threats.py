@@ -37,8 +37,6 @@ from helper.interfaces import LARGEST_MESSAGE_MAX, SIZE_MAX, MiB
 from helper.parameters import Parameters
 from helper.token_stream import CLOSE, INT, LONGINT, OPEN, STRING
 
-GATEWAY = "Concerns HTTP only: for the gateway, which is not part of this yet."
-
 #: Threat: (tests that carry it out, as `file: name` in tests/; what is left to say).
 THREATS: dict[str, tuple[list[str], str]] = {
     "S1 two-time pad on resume": ([
@@ -91,10 +89,15 @@ THREATS: dict[str, tuple[list[str], str]] = {
         "The cap is of all clients together: a client has no identity, a new Tub ID costs nothing."),
     "S11 slow clients": ([
         "unit/test_bounded_broker.py: test_who_does_not_complete_its_message_while_others_wait_has_to_go",
-        "unit/test_threats.py: test_s8_many_connections_that_say_nothing_do_not_keep_others_out"],
-        "Slow HTTP requests are for the gateway."),
-    "S12 plaintext on disk": (["integration/test_no_leaks.py: test_no_plaintext_on_any_disk"],
-                              "HTTP bodies are for the gateway."),
+        "unit/test_threats.py: test_s8_many_connections_that_say_nothing_do_not_keep_others_out",
+        "unit/test_http_connection.py: test_a_head_must_be_complete_in_time_whatever_trickles_in",
+        "unit/test_http_connection.py: test_a_body_that_brings_nothing_ends",
+        "unit/test_http_factory.py: test_slow_clients_make_room",
+        "integration/test_gateway_pace.py: test_slow_clients_do_not_slow_others"],
+        "A body has no least rate: a pipe may be slow, and what it costs is one of the connections that are limited."),
+    "S12 plaintext on disk": ([
+        "integration/test_no_leaks.py: test_no_plaintext_on_any_disk",
+        "integration/test_gateway_leaks.py: test_a_long_body_is_nowhere"], ""),
     "S13 spool at rest": ([
         f"unit/test_threats_storage.py: {name}" for name in (
             "test_s13_files_of_a_helper_are_for_its_owner_and_named_by_hashes",
@@ -109,9 +112,21 @@ THREATS: dict[str, tuple[list[str], str]] = {
     "S14 path traversal": ([
         "unit/test_threats_storage.py: test_s14_no_upload_id_is_ever_a_path",
         "unit/test_threats_storage.py: test_s14_no_staging_name_is_ever_a_path"], ""),
-    "S15 CSRF, DNS rebinding": ([], GATEWAY),
-    "S16 CORS": ([], GATEWAY),
-    "S17 HTTP parsing": ([], GATEWAY),
+    "S15 CSRF, DNS rebinding": ([
+        "unit/test_gateway_protection.py: test_other_hosts_are_refused_whatever_is_asked",
+        "unit/test_gateway_protection.py: test_who_may_write",
+        "unit/test_gateway_site.py: test_what_is_refused_reaches_no_handler",
+        "integration/test_gateway.py: test_other_sites_may_not_write"],
+        "Pages carry no token: browsers say where a request comes from (Origin, Sec-Fetch-Site, Referer)."),
+    "S16 CORS": ([
+        "unit/test_gateway_protection.py: test_an_allowed_origin", "unit/test_gateway_protection.py: test_preflights",
+        "unit/test_gateway_site.py: test_cors_for_an_allowed_origin"], ""),
+    "S17 HTTP parsing": ([
+        "unit/test_http_connection.py: test_malformed_requests_reach_no_handler",
+        "unit/test_http_connection.py: test_bad_chunks_are_told_to_the_handler",
+        "unit/test_http_connection.py: test_nothing_is_taken_as_a_request_after_a_chunked_body_that_came_with_it",
+        "unit/test_gateway_protection.py: test_encoded_bodies",
+        "integration/test_gateway.py: test_malformed_requests_on_a_real_socket"], ""),
     "S18 arithmetic of offsets": ([
         "unit/test_threats.py: test_s18_numbers_out_of_bounds_are_refused_and_change_nothing"], ""),
     "S19 reflected work": ([

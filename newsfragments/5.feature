@@ -1,0 +1,4 @@
+`tahoe-stream gateway run -d CLIENTNODE` takes files over HTTP while they are being sent: `PUT /uri`, `PUT
+/uri/DIRCAP/path/name` and the form of Tahoe's welcome page stream to the helper, with a declared length or chunked
+(`curl -T -`), and store nothing on the way; everything else is passed on to the client node, whose web port the gateway
+can replace. `tahoe -d CLIENTNODE/streaming` uses it. Settings stand in section [gateway] of streaming.cfg.
