@@ -2,3 +2,5 @@
 /uri/DIRCAP/path/name` and the form of Tahoe's welcome page stream to the helper, with a declared length or chunked
 (`curl -T -`), and store nothing on the way; everything else is passed on to the client node, whose web port the gateway
 can replace. `tahoe -d CLIENTNODE/streaming` uses it. Settings stand in section [gateway] of streaming.cfg.
+Uploads at /uploads/ of the gateway can be resumed: after broken connections, and after the program, the gateway or the
+helper were restarted or killed. They speak tus 1.0.0 and the IETF draft "Resumable Uploads for HTTP" (version 12).

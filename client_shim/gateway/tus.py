@@ -140,7 +140,7 @@ class Tus:
 
     async def _head(self, exchange: Exchange) -> None:
         handle = self._uploads.find(exchange.head)
-        notes = Notes.of(handle)
+        notes = Notes.from_bytes(handle.status.metadata)
         async with self._uploads.writing(handle, exchange) as turn:
             if turn.whole and (notes.dialect != "draft" or handle.status.state is not HandleState.OPEN):
                 # to whoever speaks tus this offset says that all is done, so it must be

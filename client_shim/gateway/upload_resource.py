@@ -80,10 +80,10 @@ class Notes:
         return json.dumps(attrs.asdict(self), ensure_ascii=False, separators=(",", ":")).encode("utf-8")
 
     @classmethod
-    def of(cls, handle: Handle) -> Notes:
-        """Those of a handle, which may have been made by something else."""
+    def from_bytes(cls, metadata: bytes) -> Notes:
+        """HandleStatus.metadata of a handle, which may have been made by something else."""
         try:
-            return cls(**json.loads(handle.record.metadata))
+            return cls(**json.loads(metadata))
         except (ValueError, TypeError):
             return cls("")
 
@@ -256,6 +256,8 @@ class Turn:
     async def _patiently(self, work: Awaitable[T], waiting: Callable[[Deferred[T]], Deferred[T]]) -> T:
         """Raises HelperAway when the helper has been away, and nothing got on, for the patience of uploads."""
         done = waiting(Deferred.fromCoroutine(awaited(work)))
+        if done.called:
+            return await done
         before, away = self._handle.status.offset, ""
 
         def look() -> None:

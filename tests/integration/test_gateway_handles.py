@@ -321,7 +321,7 @@ def append_until_killed(url: str, data: bytes, offset: int, gateway: NodeProcess
             length = rng.randrange(1, 200_000)
             yield data[place:place + length]
             place += length
-            time.sleep(rng.random() * 0.004)
+            time.sleep(rng.random() * 0.012)  # so that twenty lives are needed
 
     fields = TUS | {"Content-Type": "application/offset+octet-stream", "Upload-Offset": str(offset)}
     try:

@@ -13,6 +13,7 @@ from twisted.logger import LogEvent, globalLogPublisher
 from client_shim import errors as client_errors
 from client_shim.errors import HelperRefused, HelperUnreachable, UploadError
 from client_shim.gateway import errors as gateway_errors
+from client_shim.gateway import handle_errors, upload_errors
 from client_shim.gateway.error_answers import RETRY_AFTER, STATUS, as_problem, as_text, status_of
 from client_shim.gateway.errors import GatewayError, NodeAway
 from client_shim.gateway.exchange import BadBody, BodyTooSlow, ClientGone, Exchange
@@ -178,12 +179,16 @@ def _errors_of(module: object, base: type[Exception]) -> list[type[StreamingErro
 
 #: Errors of the program's start, or of commands: no request meets them.
 NOT_ANSWERED = {"gateway-running", "bad-state-directory", "cannot-listen", "bad-node-directory", "source-changed",
-                "command-failed", "verify-failed", "internal-error"}
+                "command-failed", "verify-failed", "internal-error", "journal-unusable", "no-resumable-hash",
+                "taken-over",  # its connection is cut
+                "link-refused"}  # which link-failed tells
 
 
 def test_every_error_that_a_request_can_meet_has_a_status() -> None:
     codes = {each.code for each in _errors_of(gateway_errors, GatewayError)}
     codes |= {each.code for each in _errors_of(client_errors, UploadError) if isinstance(each.code, str)}
+    codes |= {each.code for each in _errors_of(upload_errors, GatewayError)}
+    codes |= {each.code for each in _errors_of(handle_errors, StreamingError) if isinstance(each.code, str)}
     assert codes - NOT_ANSWERED <= STATUS.keys()
     known = codes | BY_CODE.keys() | {"bad-body", "body-too-slow", "helper-stopping"}
     assert STATUS.keys() <= known, "no status for what does not exist"

@@ -111,7 +111,8 @@ THREATS: dict[str, tuple[list[str], str]] = {
         "A byte that changes in a staged share is found by its readers, as in any share."),
     "S14 path traversal": ([
         "unit/test_threats_storage.py: test_s14_no_upload_id_is_ever_a_path",
-        "unit/test_threats_storage.py: test_s14_no_staging_name_is_ever_a_path"], ""),
+        "unit/test_threats_storage.py: test_s14_no_staging_name_is_ever_a_path",
+        "unit/test_upload_handles_http.py: test_no_name_of_an_upload_is_ever_a_path"], ""),
     "S15 CSRF, DNS rebinding": ([
         "unit/test_gateway_protection.py: test_other_hosts_are_refused_whatever_is_asked",
         "unit/test_gateway_protection.py: test_who_may_write",
@@ -128,7 +129,11 @@ THREATS: dict[str, tuple[list[str], str]] = {
         "unit/test_gateway_protection.py: test_encoded_bodies",
         "integration/test_gateway.py: test_malformed_requests_on_a_real_socket"], ""),
     "S18 arithmetic of offsets": ([
-        "unit/test_threats.py: test_s18_numbers_out_of_bounds_are_refused_and_change_nothing"], ""),
+        "unit/test_threats.py: test_s18_numbers_out_of_bounds_are_refused_and_change_nothing",
+        "unit/test_upload_handles_http.py: test_numbers",
+        "unit/test_upload_handles_http.py: test_boundaries_of_lengths",
+        "unit/test_upload_handles_http.py: test_boundaries_of_offsets",
+        "unit/test_upload_handles_http.py: test_boundaries_of_bodies"], ""),
     "S19 reflected work": ([
         "unit/test_threats_uploads.py: test_s19_ten_thousand_opens_ask_no_storage_server_for_anything"],
         ("Placements at a time are not bounded: each costs its client an upload (64 KiB, or a whole file), and each "

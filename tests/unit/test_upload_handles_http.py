@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import random
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -11,10 +13,11 @@ from http_world import Answer
 from upload_world import DIRECTORY, PARAMETERS, UploadWorld, fields_of, request
 
 from client_shim.gateway.exchange import Headers, RequestHead
+from client_shim.gateway.handle_errors import UnknownHandle
 from client_shim.gateway.handle_settings import HandleSettings
 from client_shim.gateway.upload_errors import BadField
 from client_shim.gateway.upload_fields import NUMBER_MAX, file_name_of, length_of, number_of, structured_number
-from client_shim.gateway.upload_resource import Notes
+from client_shim.gateway.upload_resource import Notes, UploadPatience, Uploads, handle_id_of
 
 DATA = bytes(range(251)) * 10
 SIZE = len(DATA)
@@ -311,8 +314,10 @@ def test_bad_links_are_refused_at_once(world: UploadWorld) -> None:
 def test_notes_are_kept(world: UploadWorld) -> None:
     path = tus_upload(world, filename="ä")
     world.restart()
-    notes = Notes.of(world.handles.get(path.rsplit("/", 1)[1]))
+    notes = Notes.from_bytes(world.status(path).metadata)
     assert (notes.dialect, notes.name) == ("tus", "ä")
+    for other in (b"", b"\xff", b"{}", b"[]", b'{"dialect": "tus", "more": 1}'):
+        assert Notes.from_bytes(other) == Notes("")
 
 
 @pytest.mark.parametrize(("value", "name"), [
@@ -345,14 +350,47 @@ def test_names_of_uploads_and_caps_are_in_no_log(world: UploadWorld) -> None:
     assert "URI:" not in text
 
 
+_opened: list[object] | None = None
+
+
+def _audit(event: str, arguments: tuple[object, ...]) -> None:
+    if _opened is not None and event in ("open", "os.listdir", "os.scandir", "os.mkdir", "os.rename", "os.remove"):
+        _opened.append(arguments[0])
+
+
+@pytest.fixture(scope="module")
+def audited() -> None:
+    sys.addaudithook(_audit)  # for as long as the process lives
+
+
+def test_no_name_of_an_upload_is_ever_a_path(world: UploadWorld, audited: None) -> None:
+    global _opened
+    uploads = Uploads(world.handles, UploadPatience(), world.clock)
+    rng = random.Random(14)
+    pieces = ["..", "/", "%2f", "%2e", "\0", "a", "z7", "~", "\\", "C:", "\xff", "\u2025", "a" * 52, "?", "#", "*"]
+    _opened = []
+    try:
+        for _ in range(10_000):
+            name = "".join(rng.choices(pieces, k=rng.randrange(1, 12)))
+            head = RequestHead("HEAD", f"/uploads/{name}", Headers())
+            try:
+                uploads.find(head)
+            except UnknownHandle:
+                continue
+            raise AssertionError(name)
+        with pytest.raises(UnknownHandle):
+            uploads.find(RequestHead("HEAD", "/uploads/" + "a" * 2**20, Headers()))
+        assert _opened == []
+    finally:
+        _opened = None
+
+
 def test_encoding_is_the_nodes(world: UploadWorld) -> None:
     answer = world.ask("POST", "/uploads/", DRAFT | {"Upload-Complete": "?1"}, DATA)
     assert answer.body.endswith(f":{PARAMETERS.k}:{PARAMETERS.n}:{SIZE}".encode())
 
 
 def test_target_is_not_decoded() -> None:
-    from client_shim.gateway.upload_resource import handle_id_of
-
     for target, name in (("/uploads/", None), ("/uploads", None), ("/uploads/a", "a"), ("/uploads/a?b=c", "a"),
                          ("/uploads/%61", "%61"), ("/uploadsa", None), ("/uploads/a/b", "a/b"), ("//uploads/a", None)):
         assert handle_id_of(RequestHead("GET", target, Headers())) == name
