@@ -38,16 +38,14 @@ ENDED_LISTED = 3600
 #: Seconds for which a list is good, however many ask for it: it is made of every handle there is.
 LIST_AGE = 1.0
 
+_CSS, _JAVASCRIPT, _PNG = "text/css; charset=utf-8", "text/javascript; charset=utf-8", "image/png"
 #: What the page consists of, beside itself; no name of a handle has a dot.
 PARTS = {
-    "style.css": "text/css; charset=utf-8",
-    "page.js": "text/javascript; charset=utf-8",
-    "row.js": "text/javascript; charset=utf-8",
-    "upload.js": "text/javascript; charset=utf-8",
-    "requests.js": "text/javascript; charset=utf-8",
-    "remembered.js": "text/javascript; charset=utf-8",
-    "units.js": "text/javascript; charset=utf-8",
+    "style.css": _CSS, "page.js": _JAVASCRIPT, "row.js": _JAVASCRIPT, "upload.js": _JAVASCRIPT,
+    "requests.js": _JAVASCRIPT, "remembered.js": _JAVASCRIPT, "units.js": _JAVASCRIPT, "logo.png": _PNG, "icon.png": _PNG,
 }
+#: Those that are Tahoe's own, and where they are; the page needs no node that runs.
+_TAHOES = {"logo.png": ("static", "img", "logo.png"), "icon.png": ("static", "icon.png")}
 _HTML = "text/html; charset=utf-8"
 _JSON = "application/json"
 
@@ -133,9 +131,8 @@ class UploadPage:
     async def tell_one(self, exchange: Exchange) -> None:
         """One upload, to those who know its name. Its writer is not disturbed, as HEAD would: the offset is that of
         this moment, and who wants to go on there asks by HEAD. Raises UnknownHandle, HandleExpired, JournalFailed."""
-        handle = self._handles.get(handle_id_of(exchange.head) or "")
-        status = handle.status
-        told = {**upload_as_json(status), "format": JSON_FORMAT, "name": Notes.of(handle).name,
+        status = self._handles.get(handle_id_of(exchange.head) or "").status
+        told = {"format": JSON_FORMAT, **upload_as_json(status), "name": Notes.from_bytes(status.metadata).name,
                 "cap": None if status.cap is None else status.cap.decode("ascii")}
         await exchange.respond(200, [("Content-Type", _JSON), NO_STORE, *_ALONE], _written(told))
 
@@ -153,8 +150,9 @@ def list_as_json(statuses: Iterable[HandleStatus], settings: HandleSettings, now
 def upload_as_json(status: HandleStatus) -> dict[str, Any]:
     """What everybody may know of an upload. Times in seconds since the epoch, lengths in bytes, rate in bytes/s."""
     return {
-        "upload": short_name(status.id), "state": status.state.value, "offset": status.offset,
-        "received": status.received, "size": status.size, "rate": round(status.rate), "writing": status.writing,
+        "upload": short_name(status.id), "protocol": Notes.from_bytes(status.metadata).dialect or None,
+        "state": status.state.value, "offset": status.offset, "received": status.received, "size": status.size,
+        "rate": round(status.rate), "writing": status.writing,
         "waits-for": status.away or None, "created": round(status.created), "expires": round(status.expires),
         "error": _code_of(status.error),
     }
@@ -183,4 +181,6 @@ def _written(told: dict[str, Any]) -> bytes:
 
 @cache
 def _content(name: str) -> bytes:
+    if name in _TAHOES:
+        return files("allmydata.web").joinpath(*_TAHOES[name]).read_bytes()
     return files("client_shim.gateway").joinpath("page", name).read_bytes()

@@ -70,9 +70,11 @@ export class Upload {
 
   // Go on until there is a cap; while gateway or helper are away, try again and again.
   async go() {
+    this._stop();
     const control = new AbortController();
     this._control = control;
     this.rate.reset();
+    this._become(State.SENDING);
     while (!control.signal.aborted) {
       try {
         await this._attempt(control.signal);
@@ -156,7 +158,6 @@ export class Upload {
 
   // This is not broken off: whoever pauses or cancels must know what was made.
   async _create(signal) {
-    this._become(State.SENDING);
     this._creating ??= create(this.file, this._directory)
       .then((made) => {
         this.path = made.path;
