@@ -42,7 +42,8 @@ _CSS, _JAVASCRIPT, _PNG = "text/css; charset=utf-8", "text/javascript; charset=u
 #: What the page consists of, beside itself; no name of a handle has a dot.
 PARTS = {
     "style.css": _CSS, "page.js": _JAVASCRIPT, "row.js": _JAVASCRIPT, "upload.js": _JAVASCRIPT,
-    "requests.js": _JAVASCRIPT, "remembered.js": _JAVASCRIPT, "units.js": _JAVASCRIPT, "logo.png": _PNG, "icon.png": _PNG,
+    "requests.js": _JAVASCRIPT, "remembered.js": _JAVASCRIPT, "units.js": _JAVASCRIPT, "logo.png": _PNG,
+    "icon.png": _PNG,
 }
 #: Those that are Tahoe's own, and where they are; the page needs no node that runs.
 _TAHOES = {"logo.png": ("static", "img", "logo.png"), "icon.png": ("static", "icon.png")}
