@@ -16,6 +16,7 @@ from gateway_tools import children, gateway_running, new_directory
 from grid_tools import (
     MiB,
     SharedGrid,
+    answer_of,
     assert_stored,
     client_directory,
     download,
@@ -211,6 +212,57 @@ def test_file_that_changes_while_it_is_sent(slow: SlowGateway, tmp_path: Path) -
     row.press("resume")
     row.until("why", lambda row: row.state == "interrupted" and "cannot be read" in row.text("text"))
     assert row.cap == ""
+
+
+def test_two_pages(shared: SharedGrid, slow: SlowGateway, tmp_path: Path) -> None:
+    """The one that took an upload up last has it; the other keeps quiet until it is asked to go on."""
+    slow.link.slow()
+    file = random_file(tmp_path / "file", 20 * MiB)
+    driver, page = slow.page.driver, slow.page
+    first = driver.current_window_handle
+    page.drop(file)
+    until_under_way(page.row())
+    driver.switch_to.new_window("tab")
+    try:
+        second = driver.current_window_handle
+        page.open()
+        page.row().until("that it is under way", lambda row: "in another page" in row.text("text"))
+        page.drop(file)
+        safe = until_under_way(page.row(), page.row().offset)
+        driver.switch_to.window(first)
+        page.row().until_state("elsewhere")
+        page.row().press("resume")
+        until_under_way(page.row(), safe)
+        driver.switch_to.window(second)
+        page.row().until_state("elsewhere")
+        driver.switch_to.window(first)
+        page.row().press("cancel")
+        wait_for("its end", lambda: slow.uploads() == [] and page.rows() == [])
+        driver.switch_to.window(second)
+        page.row().press("resume")
+        page.row().until_state("failed")
+        driver.close()
+    finally:
+        driver.switch_to.window(first)
+
+
+def test_upload_that_is_gone(shared: SharedGrid, slow: SlowGateway, tmp_path: Path) -> None:
+    """Cancelled by another program while it was paused, as if it had expired: the file can be sent anew."""
+    slow.link.slow()
+    file = random_file(tmp_path / "file", 3 * MiB)
+    slow.page.drop(file)
+    row = slow.page.row()
+    until_under_way(row)
+    row.press("pause")
+    row.until_state("paused")
+    (key,) = slow.page.remembered()
+    assert answer_of(slow.gateway, "DELETE", key.removeprefix("tahoe-upload:"))[0] == 204
+    row.press("resume")
+    row.until_state("failed")
+    assert "does not have this upload any more" in row.text("text")
+    row.press("again")
+    row.until_state("finished")
+    assert download(shared.plain_client, row.cap) == file.read_bytes()
 
 
 def test_gateway_is_away(shared: SharedGrid, slow: SlowGateway, tmp_path: Path, artefacts: Path) -> None:
