@@ -191,6 +191,30 @@ def test_uploads_go_on_after_a_restart(world: UploadWorld) -> None:
     world.check_stored(fields_of(answer)["tahoe-cap"], DATA)
 
 
+@pytest.mark.parametrize("length", [50, 1000])
+@pytest.mark.parametrize("dialect", [TUS_BODY, DRAFT_BODY | {"Upload-Complete": "?0"}], ids=["tus", "draft"])
+@pytest.mark.parametrize("creating", [False, True])
+def test_nothing_is_acknowledged_before_it_is_durable(world: UploadWorld, dialect: dict[str, str], length: int,
+                                                      creating: bool) -> None:
+    path = tus_upload(world)
+    client = world.client()
+    if creating:
+        fields, method = dialect | {"Upload-Length": str(SIZE)}, "POST"
+        client.send(request("POST", "/uploads/", fields, declared=length))
+    else:
+        fields, method = dialect | {"Upload-Offset": "0"}, "PATCH"
+        client.send(request("PATCH", path, fields, declared=length))
+    world.helper.wait(5)
+    client.take()  # a 104
+    world.helper.hold_work()  # no disk syncs
+    world.send(client, DATA[:length], 5)
+    assert client.take() == b""
+    world.helper.release_work()
+    answer = fields_of(world.answer(client, method))
+    assert answer["upload-offset"] == str(length)
+    assert world.status(answer.get("location", path)).offset == length
+
+
 def test_journal_that_fails(world: UploadWorld) -> None:
     path = tus_upload(world)
     world._file.close()
