@@ -6,15 +6,19 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
-from grid_tools import PATIENCE, wait_for
+from grid_tools import PATIENCE
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
+
+from client_shim.local_node import poll_until
+
+T = TypeVar("T")
 
 CHROMIUM = shutil.which("chromium")
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -27,6 +31,15 @@ needs_chromium = pytest.mark.skipif(
 _FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
           "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
           "--no-proxy-server", "--window-size=1000,1000", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
+
+
+#: Seconds between two questions to the browser, which has work of its own.
+_INTERVAL = 0.1
+
+
+def wait_for(what: str, check: Callable[[], T | None], timeout: float = PATIENCE) -> T:
+    """As grid_tools.wait_for, but less often."""
+    return poll_until(lambda: check() or None, timeout, lambda: f"waited for {what}", _INTERVAL)
 
 
 @contextmanager
@@ -99,11 +112,31 @@ class Page:
         self.driver.execute_script("scrollTo(0, 0)")
         assert self.driver.save_screenshot(str(file))
 
+    def memory(self) -> int:
+        """Bytes that all processes of the browser hold, what they share counted once."""
+        return sum(_memory_of(pid) for pid in _children_of(self.driver.service.process.pid))
+
     def complaints(self) -> list[dict[str, Any]]:
         """Errors in the browser's console since the last time: those of scripts and of the page's policy, but not
         requests that failed, which are what the tests are about."""
         return [entry for entry in self.driver.get_log("browser")
                 if entry["level"] == "SEVERE" and entry["source"] != "network"]
+
+
+def _children_of(pid: int) -> list[int]:
+    children = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            children += [child, *_children_of(child)]
+    return children
+
+
+def _memory_of(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:  # it has ended
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 class Row:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import attrs
 import pytest
-from browser import Page, Row, chromium, needs_chromium
+from browser import Page, Row, chromium, needs_chromium, wait_for
 from gateway_tools import children, gateway_running, new_directory
 from grid_tools import (
     MiB,
@@ -22,7 +22,6 @@ from grid_tools import (
     download,
     further_helper,
     helper_furl,
-    wait_for,
 )
 from selenium.webdriver import Chrome
 from slow_link import SlowLink, location, through
@@ -32,7 +31,7 @@ from client_shim.local_node import NodeProcess
 pytestmark = needs_chromium
 
 #: Bytes a second between gateway and helper: 50 MiB take some seconds, in which one can see the bar move.
-RATE = 8 * MiB
+RATE = 6 * MiB
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +238,6 @@ def test_two_pages(shared: SharedGrid, slow: SlowGateway, tmp_path: Path) -> Non
         page.row().press("cancel")
         wait_for("its end", lambda: slow.uploads() == [] and page.rows() == [])
         driver.switch_to.window(second)
-        page.row().press("resume")
         page.row().until_state("failed")
         driver.close()
     finally:
@@ -333,3 +331,29 @@ def test_files_are_linked(shared: SharedGrid, driver: Chrome, tmp_path: Path) ->
         wait_for("the refusal", lambda: page.rows()[0].state == "failed")
         assert "write cap of a directory" in page.rows()[0].text("text")
         assert page.complaints() == []
+
+
+@pytest.mark.long
+def test_large_file_costs_the_browser_no_memory(shared: SharedGrid, driver: Chrome, tmp_path: Path) -> None:
+    """It is read from the disk as the gateway takes it."""
+    size = 512 * MiB
+    file = tmp_path / "file"
+    with file.open("wb") as f:
+        f.truncate(size)
+    with gateway_running(client_directory(tmp_path / "client", helper_furl(shared.grid.helper))) as gateway:
+        page = Page(driver, gateway.web_url + "uploads/")
+        page.open()
+        before = page.memory()
+        assert before > 20 * MiB
+        page.drop(file)
+        row = page.row()
+        held = []
+
+        def finished() -> bool:
+            held.append(page.memory() - before)
+            return row.state == "finished"
+
+        wait_for("the cap", finished, 280)
+        row.press("remove")
+        assert len(held) > 5
+        assert max(held) < 128 * MiB, [each // MiB for each in held]
