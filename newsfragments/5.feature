@@ -4,3 +4,5 @@
 can replace. `tahoe -d CLIENTNODE/streaming` uses it. Settings stand in section [gateway] of streaming.cfg.
 Uploads at /uploads/ of the gateway can be resumed: after broken connections, and after the program, the gateway or the
 helper were restarted or killed. They speak tus 1.0.0 and the IETF draft "Resumable Uploads for HTTP" (version 12).
+The page at /uploads/ of the gateway takes files that are dropped on it, shows how much of each is safe at the helper,
+pauses, resumes (after a reload of the page, too) and gives the cap; /uploads/?t=json lists uploads in progress.

@@ -21,6 +21,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the tests that take minutes")
     parser.addoption("--schedules", type=int, default=5000, help="how many schedules the simulation runs")
     parser.addoption("--rounds", type=int, default=20, help="how often tests/integration/test_kills.py kills (20)")
+    parser.addoption("--artefacts", metavar="DIR", help="where screenshots of the upload page go (default: a temporary "
+                     "directory)")
     parser.addoption("--seed", type=int, help="of what test_kills.py draws by lot (default: another one each time)")
 
 

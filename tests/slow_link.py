@@ -120,7 +120,12 @@ class _Proxy:
             far = socket.socket()
             far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
             far.setblocking(False)
-            await loop.sock_connect(far, self._target)
+            try:
+                await loop.sock_connect(far, self._target)
+            except OSError:  # nobody listens there now
+                near.close()
+                far.close()
+                continue
             self._sockets += near, far
             for source, sink in ((near, far), (far, near)):
                 source.setblocking(False)

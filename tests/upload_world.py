@@ -22,6 +22,7 @@ from client_shim.gateway.handle_settings import HandleSettings
 from client_shim.gateway.handles import Handles, HandleStatus
 from client_shim.gateway.journal import JOURNAL_NAME, Journal, JournalFile
 from client_shim.gateway.linking import Linker
+from client_shim.gateway.page import UploadPage, page_routes
 from client_shim.gateway.protection import Protection
 from client_shim.gateway.proxy import Proxy
 from client_shim.gateway.site import Route, Site
@@ -75,6 +76,7 @@ class UploadWorld:
                                PARAMETERS, self.settings, self.process, HandleLinks(linker), now=self._epoch_time)
         uploads = Uploads(self.handles, self._patience, self.process, self._epoch_time)
         self.site = Site([
+            *page_routes(UploadPage(self.handles, self.settings, self.process, self._epoch_time)),
             *upload_routes(uploads, self.bodies, self._protection.check),
             Route("node", lambda _head: True, Proxy(self.memory_node.client)),
         ], self._protection, self.process, lambda *access: self.accesses.append(access))

@@ -19,6 +19,7 @@ STATUS = {
     "bad-body": 400,
     "bad-form": 400,
     "bad-host": 403,
+    "bad-query": 400,
     "body-too-slow": 408,
     "child-exists": 409,
     "content-encoding": 415,

@@ -85,6 +85,16 @@ class BadForm(GatewayError):
 
 
 @attrs.define(eq=False, str=False)
+class BadQuery(GatewayError):
+    code = "bad-query"
+    name: str
+    expected: str
+
+    def text(self) -> str:
+        return f"the query argument {self.name}: expected {self.expected}"
+
+
+@attrs.define(eq=False, str=False)
 class ChildExists(GatewayError):
     code = "child-exists"
 

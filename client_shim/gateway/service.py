@@ -34,6 +34,7 @@ from client_shim.gateway.http_factory import ConnectionLimits, HttpFactory
 from client_shim.gateway.journal import JOURNAL_NAME, Journal, JournalFile
 from client_shim.gateway.linking import Linker
 from client_shim.gateway.node_client import NodeClient
+from client_shim.gateway.page import UploadPage, page_routes
 from client_shim.gateway.protection import Protection, hosts_of
 from client_shim.gateway.proxy import Proxy
 from client_shim.gateway.put_uri import PutLinked, PutUnlinked
@@ -139,6 +140,7 @@ class Gateway:
             Route("put-child", lambda head: place_of_put(head) is not None,
                   PutLinked(self._streams, self._linker, proxy)),
             Route("post-uri", is_form, PostForm(self._streams, proxy)),
+            *page_routes(UploadPage(self._handles, self._settings.handles, reactor)),
             *upload_routes(uploads, CheckedBodies(self._settings.checksum_body_max), protection.check),
             Route("node", lambda _head: True, proxy),
         ]

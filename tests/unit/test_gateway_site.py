@@ -209,6 +209,7 @@ TEXTS = [
     (gateway_errors.CrossSite(),
      "a page of another site may not write here; the setting allow-origins lists those that may"),
     (gateway_errors.EncodedBody(), "a body is taken as it is: expected no Content-Encoding"),
+    (gateway_errors.BadQuery("t", "json, or nothing"), "the query argument t: expected json, or nothing"),
     (gateway_errors.BadForm("one file"), "the form cannot be taken: expected one file"),
     (gateway_errors.ChildExists(),
      "There was already a child by that name, and you asked me to not replace it."),

@@ -117,6 +117,7 @@ THREATS: dict[str, tuple[list[str], str]] = {
         "unit/test_gateway_protection.py: test_other_hosts_are_refused_whatever_is_asked",
         "unit/test_gateway_protection.py: test_who_may_write",
         "unit/test_gateway_site.py: test_what_is_refused_reaches_no_handler",
+        "unit/test_gateway_page.py: test_other_pages", "unit/test_gateway_page.py: test_list_has_no_secrets",
         "integration/test_gateway.py: test_other_sites_may_not_write"],
         "Pages carry no token: browsers say where a request comes from (Origin, Sec-Fetch-Site, Referer)."),
     "S16 CORS": ([
