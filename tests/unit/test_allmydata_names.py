@@ -79,11 +79,13 @@ NODE = {
     "allmydata.interfaces.IAnnounceableStorageServer": {"helper/staging_plugin.py"},
     "allmydata.interfaces.IFoolscapStoragePlugin": {"helper/staging_plugin.py"},
     "allmydata.interfaces.IStatsProducer": {"helper/service.py", "helper/staging_plugin.py"},
+    "allmydata.interfaces.NoSpace": {"helper/staging_publisher.py"},
     "allmydata.scripts.tahoe_run.get_pidfile": {"helper/service.py"},
     "allmydata.scripts.tahoe_run.identify_node_type": {"helper/service.py"},
     "allmydata.scripts.tahoe_run.on_stdin_close": {"helper/service.py"},
+    "allmydata.storage.common.UnknownImmutableContainerVersionError": {"helper/staging_publisher.py"},
     "allmydata.storage.common.storage_index_to_dir": {"helper/staging_publisher.py"},
-    "allmydata.storage.immutable.ShareFile": {"helper/staged_share.py"},
+    "allmydata.storage.immutable.ShareFile": {"helper/staged_share.py", "helper/staging_publisher.py"},
     "allmydata.storage.immutable_schema.NEWEST_SCHEMA_VERSION": {"helper/staged_share.py"},
     "allmydata.storage.lease.LeaseInfo": {"helper/staged_share.py", "helper/staging.py"},
     "allmydata.storage.server.DEFAULT_RENEWAL_TIME": {"helper/staging.py"},
@@ -155,7 +157,8 @@ OBJECTS = {
         "allocated_size", "get_available_space", "readonly_storage"},
     (StorageServer, "helper/staging.py", "stock"): {"storedir"},
     (StorageServer, "helper/staging_plugin.py", "stock"): {"stats_provider"},
-    (StorageServer, "helper/staging_publisher.py", "self._stock"): {"_bucket_writers", "incomingdir", "sharedir"},
+    (StorageServer, "helper/staging_publisher.py", "self._stock"): {
+        "_bucket_writers", "get_available_space", "incomingdir", "sharedir"},
     (StatsProvider, "helper/staging_plugin.py", "stock.stats_provider"): {"register_producer"},
     (ShareFile, "helper/staged_share.py", "ShareFile"): {"LEASE_SIZE"},
     (ShareFile, "helper/staged_share.py", "ShareFile(str(self.path))"): {"add_lease"},
@@ -166,7 +169,7 @@ OBJECTS = {
 }
 #: Remote methods called in stock.py, by the expression they are called on, and how many arguments they get.
 REMOTE = {
-    (RIStorageServer, "self.native.get_rref()"): {"get_version": 0, "get_buckets": 1},
+    (RIStorageServer, "self.native.get_rref()"): {"get_version": 0, "get_buckets": 1, "add_lease": 3},
     (RIStorageServer, "rref"): {"allocate_buckets": 6},
     (RIBucketWriter, "self.writer"): {"abort": 0, "close": 0, "write": 2},
 }
