@@ -114,5 +114,6 @@ def test_records_that_cannot_be_read_do_not_stop_the_node(tmp_path: Path) -> Non
 def test_settings() -> None:
     limits = limits_from({"stagings": "7", "bytes-per-staging": "2 GiB", "expiry": "3 days"})
     assert (limits.stagings, limits.bytes_per_staging, limits.expiry) == (7, 2 * 1024**3, 3 * 86400)
-    with pytest.raises(ValueError, match=r"unknown key 'size'; known are bytes-per-staging, expiry, stagings"):
+    with pytest.raises(ValueError, match=r"unknown key 'size'; known are bytes-per-staging, empty-expiry, expiry, "
+                       r"shares, stagings"):
         limits_from({"size": "1"})
