@@ -6,3 +6,6 @@ Uploads at /uploads/ of the gateway can be resumed: after broken connections, an
 helper were restarted or killed. They speak tus 1.0.0 and the IETF draft "Resumable Uploads for HTTP" (version 12).
 The page at /uploads/ of the gateway takes files that are dropped on it, shows how much of each is safe at the helper,
 pauses, resumes (after a reload of the page, too) and gives the cap; /uploads/?t=json lists uploads in progress.
+Upload handles of the gateway survive its restarts and its being killed: what a client was told is durable at the helper,
+and what was on its way is in a journal, encrypted, and is sent when the gateway is back, before anybody asks. Settings
+handles-max, handle-expiry, result-retention and ring-memory in section [gateway] of streaming.cfg.

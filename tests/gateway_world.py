@@ -12,6 +12,7 @@ from allmydata import uri
 from http_world import Answer, HttpWorld, MemoryNode
 from world import SMALL, WireLink, World
 
+from client_shim.dedup import DedupMode
 from client_shim.errors import HelperUnreachable
 from client_shim.gateway.exchange import Exchange
 from client_shim.gateway.forms import PostForm
@@ -25,7 +26,7 @@ from client_shim.gateway.upload_requests import is_form, is_put_unlinked, place_
 from client_shim.upload import StreamingUpload
 from helper.parameters import Parameters
 
-PARAMETERS = Parameters(3, 7, 10, 1000)
+PARAMETERS = Parameters(3, 7, 10, 10_000)
 DIRECTORY = uri.DirectoryURI(uri.WriteableSSKFileURI(b"k" * 16, b"f" * 32)).to_string().decode()
 
 
@@ -83,6 +84,7 @@ class GatewayWorld:
         self.helper_is_up = True
         self.connects = 0
         self.uploads: list[StreamingUpload] = []
+        self.dedup_wanted: list[DedupMode | None] = []
         self.accesses: list[tuple[Any, ...]] = []
         self._patience = patience
         self.streams = Streams(self._make_upload, helper_wait, self.clock)
@@ -102,7 +104,8 @@ class GatewayWorld:
     def __exit__(self, *why: object) -> None:
         self.helper.__exit__(*why)  # type: ignore[arg-type]
 
-    def _make_upload(self, *, size: int | None, **events: Any) -> StreamingUpload:
+    def _make_upload(self, *, size: int | None, dedup: DedupMode | None, **events: Any) -> StreamingUpload:
+        self.dedup_wanted.append(dedup)
 
         async def connect() -> WireLink:
             self.connects += 1

@@ -17,9 +17,9 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser, par
 from client_shim.gateway.errors import BadForm
 from client_shim.gateway.exchange import Exchange
 from client_shim.gateway.proxy import Proxy
-from client_shim.gateway.put_uri import CAP_HEADER
-from client_shim.gateway.streams import Streams
-from client_shim.gateway.upload_requests import is_immutable
+from client_shim.gateway.put_uri import CAP_HEADER, outcome_header
+from client_shim.gateway.streams import Stored, Streams
+from client_shim.gateway.upload_requests import dedup_of, is_immutable
 
 #: Bytes of a form that are held back.
 HELD_MAX = 256 * 1024
@@ -124,16 +124,17 @@ class PostForm:
                 raise BadForm("format=CHK, or the format in the request's URL, or before the file")
             return piece
 
-        cap = await self._streams.store(source, None)
-        await self._answer(exchange, cap, form.argument("when_done"))
+        stored = await self._streams.store(source, None, dedup_of(form.argument("dedup")))
+        await self._answer(exchange, stored, form.argument("when_done"))
 
-    async def _answer(self, exchange: Exchange, cap: bytes, when_done: str | None) -> None:
-        text = cap.decode("ascii")
+    async def _answer(self, exchange: Exchange, stored: Stored, when_done: str | None) -> None:
+        text = stored.cap.decode("ascii")
+        about = [(CAP_HEADER, text), outcome_header(stored)]
         if when_done:
             location = _location(when_done.replace("%(uri)s", quote(text, safe="")))
-            await exchange.respond(302, [("Location", location), (CAP_HEADER, text)])
+            await exchange.respond(302, [("Location", location), *about])
         else:
-            await exchange.respond(200, [("Content-Type", "text/html;charset=utf-8"), (CAP_HEADER, text)],
+            await exchange.respond(200, [("Content-Type", "text/html;charset=utf-8"), *about],
                                    result_page(text).encode())
 
 

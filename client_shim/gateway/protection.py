@@ -25,9 +25,9 @@ _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})
 _REQUEST_HEADERS = ("Content-Disposition, Content-Type, Range, Tahoe-Directory, Tus-Resumable, Upload-Complete, "
                     "Upload-Concat, Upload-Defer-Length, Upload-Draft-Interop-Version, Upload-Length, "
                     "Upload-Metadata, Upload-Offset, Upload-Checksum, X-HTTP-Method-Override, X-Requested-With")
-_ANSWER_HEADERS = ("Location, Retry-After, Tahoe-Cap, Tahoe-Link-Error, Tus-Checksum-Algorithm, Tus-Extension, "
-                   "Tus-Max-Size, Tus-Resumable, Tus-Version, Upload-Complete, Upload-Defer-Length, Upload-Expires, "
-                   "Upload-Length, Upload-Limit, Upload-Metadata, Upload-Offset")
+_ANSWER_HEADERS = ("Location, Retry-After, Tahoe-Cap, Tahoe-Dedup, Tahoe-Link-Error, Tus-Checksum-Algorithm, "
+                   "Tus-Extension, Tus-Max-Size, Tus-Resumable, Tus-Version, Upload-Complete, Upload-Defer-Length, "
+                   "Upload-Expires, Upload-Length, Upload-Limit, Upload-Metadata, Upload-Offset")
 _METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
 #: Seconds for which a browser may remember the answer to a preflight.
 _PREFLIGHT_AGE = 600

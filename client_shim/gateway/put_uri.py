@@ -10,13 +10,20 @@ from client_shim.gateway.errors import ChildExists, NodeAway
 from client_shim.gateway.exchange import Exchange
 from client_shim.gateway.linking import Linker, Target
 from client_shim.gateway.proxy import Proxy
-from client_shim.gateway.streams import Streams
-from client_shim.gateway.upload_requests import Place, place_of_put
+from client_shim.gateway.streams import Stored, Streams
+from client_shim.gateway.upload_requests import Place, dedup_of, place_of_put
 from client_shim.upload import StreamingUpload
 
 TEXT = ("Content-Type", "text/plain;charset=utf-8")
 #: The cap of what was stored, where the body is not it alone.
 CAP_HEADER = "Tahoe-Cap"
+#: What became of the upload: client_shim.dedup.Outcome.
+DEDUP_HEADER = "Tahoe-Dedup"
+
+
+def outcome_header(stored: Stored) -> tuple[str, str]:
+    """Says in an answer what became of the upload."""
+    return DEDUP_HEADER, stored.outcome.value
 
 
 class PutUnlinked:
@@ -34,8 +41,9 @@ class PutUnlinked:
 
             exchange.on_gone(gone)
 
-        cap = await self._streams.store(exchange.read, exchange.head.content_length, opened)
-        await exchange.respond(200, [TEXT], cap)
+        head = exchange.head
+        stored = await self._streams.store(exchange.read, head.content_length, dedup_of(head.argument("dedup")), opened)
+        await exchange.respond(200, [TEXT, outcome_header(stored)], stored.cap)
 
 
 class PutLinked:
@@ -54,14 +62,17 @@ class PutLinked:
             return
         if target is Target.IMMUTABLE_FILE and place.replace == "false":
             raise ChildExists()
-        cap = await self._streams.store(exchange.read, exchange.head.content_length)
+        head = exchange.head
+        stored = await self._streams.store(exchange.read, head.content_length, dedup_of(head.argument("dedup")))
+        cap, outcome = stored.cap, outcome_header(stored)
         failure = await self._link(place, cap)
         if failure is None:
-            await exchange.respond(201 if target is Target.NOTHING else 200, [TEXT], cap)
+            await exchange.respond(201 if target is Target.NOTHING else 200, [TEXT, outcome], cap)
         else:
             status, why = failure
             text = f"The file is stored, but it could not be linked into the directory: {why}. Its cap:\n"
-            await exchange.respond(status, [TEXT, (CAP_HEADER, cap.decode("ascii"))], text.encode() + cap + b"\n")
+            headers = [TEXT, outcome, (CAP_HEADER, cap.decode("ascii"))]
+            await exchange.respond(status, headers, text.encode() + cap + b"\n")
 
     async def _link(self, place: Place, cap: bytes) -> tuple[int, str] | None:
         """None if it is linked; otherwise a status and the reason."""

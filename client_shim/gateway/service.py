@@ -64,6 +64,8 @@ class Gateway:
         self._config = config
         self._settings = settings
         self._state = StateDirectory(config.directory)
+        if settings.dedup is not None:
+            config = attrs.evolve(config, settings=attrs.evolve(config.settings, dedup=settings.dedup))
         self._client = StreamingClient(config)
         self._streams = Streams(self._client.upload, settings.helper_wait, reactor)
         self._linker = Linker(NodeClient(config.node_url, reactor), settings.helper_wait, reactor)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import attrs
 
+from client_shim.dedup import DedupMode
 from client_shim.gateway.handle_settings import HANDLE_KEYS, HandleSettings
 from helper.streaming_cfg import Key, count_of, duration_of, read_section, size_of
 
@@ -36,6 +37,8 @@ class GatewaySettings:
     #: Connections at a time, of all peers and of one.
     connections_max: int = 1000
     connections_per_host: int = 750
+    #: Whether files that are stored already are looked for; None: as the setting of [client] says.
+    dedup: DedupMode | None = None
     #: Further names in Host headers that are ours.
     hosts: tuple[str, ...] = ()
     #: Origins (https://name) whose pages may write here.
@@ -83,6 +86,7 @@ _KEYS = {
     "helper-wait": Key("helper_wait", duration_of, _DURATION, least=0),
     "connections-max": Key("connections_max", count_of, "a number of connections"),
     "connections-per-host": Key("connections_per_host", count_of, "a number of connections"),
+    "dedup": Key("dedup", DedupMode, " or ".join(mode.value for mode in DedupMode)),
     "hosts": Key("hosts", _words, "names of hosts, with spaces between them"),
     "allow-origins": Key("allow_origins", _origins,
                          "origins such as https://uploads.example, with spaces between them"),

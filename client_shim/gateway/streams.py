@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import NoReturn, Protocol
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from client_shim.dedup import DedupMode, Outcome
 from client_shim.errors import HelperUnreachable, UploadError
 from client_shim.reconnect import BACKOFF_MIN, awaited, means_away
 from client_shim.upload import StreamingUpload
@@ -29,9 +31,17 @@ _log = Logger()
 class MakeUpload(Protocol):
     """StreamingClient.upload."""
 
-    def __call__(self, *, size: int | None, on_failed: Callable[[], None],
+    def __call__(self, *, size: int | None, dedup: DedupMode | None, on_failed: Callable[[], None],
                  on_paused: Callable[[UploadError, float], None],
                  on_resumed: Callable[[float], None]) -> StreamingUpload: ...
+
+
+@attrs.frozen
+class Stored:
+    """A file that is stored: its read cap, and what became of the upload."""
+
+    cap: bytes = attrs.field(repr=False)
+    outcome: Outcome
 
 
 class Streams:
@@ -52,9 +62,10 @@ class Streams:
         except TimedOut:
             pass  # they expire there
 
-    async def store(self, source: Source, size: int | None,
-                    on_upload: Callable[[StreamingUpload], None] = lambda _upload: None) -> bytes:
-        """The cap of the file that `source` gives, of `size` bytes if that is known.
+    async def store(self, source: Source, size: int | None, dedup: DedupMode | None = None,
+                    on_upload: Callable[[StreamingUpload], None] = lambda _upload: None) -> Stored:
+        """Store the file that `source` gives, of `size` bytes if that is known. `dedup` None: as the client's settings
+        say.
 
         Nothing is asked of `source` before the helper has agreed. Raises an UploadError, or what `source` raises;
         nothing is left at the helper then. `on_upload` is told the upload when it is open, so that it can be aborted.
@@ -66,7 +77,7 @@ class Streams:
             if reading is not None:
                 reading.cancel()
 
-        upload = await self._open(size, failed)
+        upload = await self._open(size, dedup, failed)
         on_upload(upload)
         try:
             while True:
@@ -77,7 +88,7 @@ class Streams:
                     await upload.write(b"")  # raises why
                     raise
                 if not piece:
-                    return await upload.close()
+                    return Stored(await upload.close(), upload.outcome)
                 await upload.write(piece)
         finally:
             # not waited for: a helper that is away would delay the answer; nothing happens if there is a cap
@@ -88,11 +99,13 @@ class Streams:
         self._ending.add(ending)
         ending.addBoth(lambda _result: self._ending.discard(ending))
 
-    async def _open(self, size: int | None, on_failed: Callable[[], None]) -> StreamingUpload:
+    async def _open(self, size: int | None, dedup: DedupMode | None,
+                    on_failed: Callable[[], None]) -> StreamingUpload:
         """Raises UploadError; HelperUnreachable or HelperLost after `helper_wait` seconds."""
         began, delay = self._clock.seconds(), BACKOFF_MIN
         while True:
-            upload = self._make_upload(size=size, on_failed=on_failed, on_paused=_paused, on_resumed=_resumed)
+            upload = self._make_upload(size=size, dedup=dedup, on_failed=on_failed, on_paused=_paused,
+                                       on_resumed=_resumed)
             left = max(ATTEMPT_MIN, self._helper_wait - (self._clock.seconds() - began))
             opening = Deferred.fromCoroutine(upload.open(of_any_size=True))
             try:

@@ -12,6 +12,8 @@ from urllib.parse import quote, unquote_to_bytes
 import attrs
 from allmydata import uri
 
+from client_shim.dedup import DedupMode
+from client_shim.gateway.errors import BadQuery
 from client_shim.gateway.exchange import RequestHead
 
 _ROOTS = ("/uri", "/cap")  # two names of one thing in Tahoe
@@ -42,6 +44,16 @@ def is_form(head: RequestHead) -> bool:
             and (head.argument("t") or "").strip() in ("", "upload")
             and is_immutable(head.argument("format"), head.argument("mutable"))
             and _MULTIPART.match(head.headers.get("content-type") or "") is not None)
+
+
+def dedup_of(argument: str | None) -> DedupMode | None:
+    """What the query argument dedup= asks for; None if there is none. Raises BadQuery."""
+    if argument is None:
+        return None
+    try:
+        return DedupMode(argument)
+    except ValueError:
+        raise BadQuery("dedup", " or ".join(mode.value for mode in DedupMode)) from None
 
 
 @attrs.frozen

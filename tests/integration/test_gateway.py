@@ -30,6 +30,7 @@ from grid_tools import (
     PATIENCE,
     SERVERS,
     MiB,
+    N,
     SharedGrid,
     answer_of,
     assert_stored,
@@ -81,6 +82,18 @@ def test_curl_puts_a_pipe(shared: SharedGrid, gateway: NodeProcess, size: int) -
     answer = curl(gateway, "uri", "-T", "-", stdin=data)
     assert (answer.status, answer.sent_continue) == (200, True)
     assert download(shared.plain_client, answer.body.decode()) == data
+
+
+def test_a_file_that_is_stored_already_is_found(shared: SharedGrid, gateway: NodeProcess) -> None:
+    data = os.urandom(300_000)
+    first, again = (curl(gateway, "uri", "-T", "-", stdin=data) for _ in range(2))
+    assert first.headers["tahoe-dedup"] == "published"
+    shares = share_paths(shared.grid)
+    assert (again.headers["tahoe-dedup"], again.body) == ("streamed-before", first.body)
+    other = curl(gateway, "uri?dedup=off", "-T", "-", stdin=data)
+    assert other.headers["tahoe-dedup"] == "published"
+    assert other.body != first.body
+    assert len(share_paths(shared.grid)) == len(shares) + N
 
 
 def test_stock_commands_use_the_gateway(shared: SharedGrid, gateway: NodeProcess, tmp_path: Path) -> None:

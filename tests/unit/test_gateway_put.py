@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from world import expected, plaintext
 
-DATA = plaintext(5000)
+from client_shim.dedup import DedupMode
+
+DATA = plaintext(25_000)
 FILE = f"/uri/{quote(DIRECTORY, safe='')}/sub/name"
 
 
@@ -42,8 +44,8 @@ def assert_nothing_left(world: GatewayWorld) -> None:
 
 
 @settings(max_examples=40)
-@given(size=st.sampled_from([0, 1, 55, 56, 57, 999, 1000, 1001, 4000]), cuts=st.lists(st.integers(0, 4000), max_size=5),
-       declared=st.booleans())
+@given(size=st.sampled_from([0, 1, 55, 56, 57, 10_001, 10_002, 10_003, 25_000]),
+       cuts=st.lists(st.integers(0, 25_000), max_size=5), declared=st.booleans())
 def test_any_body_becomes_its_cap(size: int, cuts: list[int], declared: bool) -> None:
     data = plaintext(size)
     places = [0, *sorted(cut % (size + 1) for cut in cuts), size]
@@ -53,6 +55,27 @@ def test_any_body_becomes_its_cap(size: int, cuts: list[int], declared: bool) ->
         assert answer.status == 200
         assert_stored(world, answer.body, data)
         assert world.accesses[0][:5] == ("PUT", "put-uri", 200, size, len(answer.body))
+
+
+def test_what_became_of_an_upload_is_said(world: GatewayWorld) -> None:
+    assert world.ask(request("PUT", "/uri", DATA)).headers["tahoe-dedup"] == "published"
+    assert world.ask(request("PUT", FILE, DATA)).headers["tahoe-dedup"] == "published"
+
+
+@pytest.mark.parametrize(("query", "wanted"), [
+    ("", None), ("?dedup=on", DedupMode.ON), ("?dedup=off&format=CHK", DedupMode.OFF),
+    ("?dedup=trust", DedupMode.TRUST)])
+def test_whether_a_stored_file_is_looked_for_can_be_asked_for(world: GatewayWorld, query: str,
+                                                              wanted: DedupMode | None) -> None:
+    assert world.ask(request("PUT", f"/uri{query}", DATA)).status == 200
+    assert world.ask(request("PUT", f"{FILE}{query}", DATA)).status == 201
+    assert world.dedup_wanted == [wanted, wanted]
+
+
+def test_another_word_for_that_is_refused(world: GatewayWorld) -> None:
+    answer = world.ask(request("PUT", "/uri?dedup=yes", DATA))
+    assert (answer.status, answer.body) == (400, b"the query argument dedup: expected on or trust or off\n")
+    assert not world.uploads
 
 
 def test_a_declared_size_is_told_to_the_helper(world: GatewayWorld) -> None:
@@ -191,7 +214,7 @@ def test_an_upload_in_progress_waits_for_its_helper(world: GatewayWorld) -> None
     world.send(client, chunked("PUT", "/uri", DATA[:3000], end=False))
     world.helper_is_up = False
     world.helper.restart()
-    world.send(client, b"%x\r\n%b\r\n0\r\n\r\n" % (2000, DATA[3000:]))
+    world.send(client, b"%x\r\n%b\r\n0\r\n\r\n" % (len(DATA) - 3000, DATA[3000:]))
     world.helper.wait(600)
     assert client.take() == b""
     world.helper_is_up = True
