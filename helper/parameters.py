@@ -16,7 +16,7 @@ MiB = 1024 * 1024
 SEGMENT_BLOCKS_MAX = 12 * MiB
 #: Hash trees are in memory until an upload is over. They may have so many bytes, and beyond them one for so many bytes
 #: of ciphertext: with tiny segments, and many shares, they would be larger than the file.
-TREES_MAX = MiB // 4
+TREES_MAX = MiB
 TREES_PER_BYTE = 32
 
 UNKNOWN_SIZE = -1  # how an undeclared size is written where only a number fits

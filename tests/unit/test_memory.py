@@ -207,7 +207,7 @@ def test_open_refuses_what_would_need_too_much_memory_with_numbers() -> None:
         with pytest.raises(QuotaExceeded):
             world.run(world.uploads.open(b"i" * 32, Parameters(1, 1, 256, 1, 3000).to_wire()))
         answer = world.run(world.uploads.open(b"i" * 32, Parameters(1, 1, 256, 1).to_wire()))
-        assert answer.fields["quota"] == 15
+        assert answer.fields["quota"] == 63
 
 
 # -- hash trees --------------------------------------------------------------------------------------------
