@@ -63,6 +63,7 @@ STATUS = {
     "helper-stopping": 503,
     "helper-unreachable": 503,
     "no-helper-configured": 500,
+    "upload-interrupted": 500,
     "stock-helper": 500,
     "upload-closed": 503,
     "waiting-too-long": 503,

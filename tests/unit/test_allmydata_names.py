@@ -62,6 +62,8 @@ FORMATS = {
     "allmydata.util.abbreviate.parse_abbreviated_size",
     "allmydata.util.base32.a2b",
     "allmydata.util.happinessutil.servers_of_happiness",
+    "allmydata.util.hashutil.CIPHERTEXT_SEGMENT_TAG",
+    "allmydata.util.hashutil.CIPHERTEXT_TAG",
     "allmydata.util.hashutil._SHA256d_Hasher",
     "allmydata.util.hashutil.block_hash",
     "allmydata.util.hashutil.bucket_cancel_secret_hash",
@@ -76,6 +78,7 @@ FORMATS = {
     "allmydata.util.hashutil.tagged_hash",
     "allmydata.util.hashutil.tagged_pair_hash",
     "allmydata.util.hashutil.uri_extension_hash",
+    "allmydata.util.netstring.netstring",
     "allmydata.util.time_format.parse_duration",
 }
 #: The node and its parts, which may change with any version: only in these modules.
