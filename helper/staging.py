@@ -127,6 +127,9 @@ class StagingServer:
             staging = self._stagings.setdefault(share.name, self._new(share.name, touched))
             staging.touched = max(staging.touched, touched)
             staging.shares[share.shnum] = share
+        for staging in self._stagings.values():
+            if staging.empty:  # perhaps only since now, as nothing was synced: who staged it has time to come back
+                staging.touched = self._uptime.seconds
         self._count(recovered.outcomes)
         self._sweeper.start(self._limits.sweep_interval, now=True)
 

@@ -261,6 +261,17 @@ def test_stagings_without_a_byte_expire_soon(node: Node) -> None:
     assert len(node.held(OTHER)) == 2
 
 
+def test_a_staging_that_has_lost_its_bytes_with_the_power_is_kept_for_who_comes_back(node: Node) -> None:
+    node.stage(NAME, [0])
+    node.write(NAME, 0, DATA_OFFSET, b"not synced")
+    node.wait(5 * 86400)
+    node.lose_power()
+    node.wait(node.limits.empty_expiry - node.limits.sweep_interval)
+    assert len(node.staged_files()) == 2
+    node.wait(3 * node.limits.sweep_interval)
+    assert node.staged_files() == []
+
+
 def test_stagings_of_an_earlier_version_are_there_as_if_they_had_just_been_called_for(node: Node) -> None:
     node.full_share(0)
     node.stop()
