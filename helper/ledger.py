@@ -276,7 +276,7 @@ class Ledger:
         self._writes: dict[str, _Asked] = {}  # of the queue: the last record of each upload, if nothing has begun yet
         self._durable: dict[str, UploadRecord] = {}
         self._unknown: set[str] = set()  # names of uploads that a change that failed was about: it may have been made
-        self._impatient: set[Deferred[None]] = set()
+        self._impatient: dict[Deferred[None], None] = {}  # in the order in which they asked
         self._committing = False
         self._retry_call: IDelayedCall | None = None
         self._closing: Deferred[None] | None = None
@@ -328,11 +328,11 @@ class Ledger:
         if self.failing:
             d.errback(LedgerFailed(self.failing))
             return d
-        self._impatient.add(d)
+        self._impatient[d] = None
 
         def tell(result: Failure | None) -> Failure | None:
             if d in self._impatient:
-                self._impatient.discard(d)
+                del self._impatient[d]
                 if isinstance(result, Failure):
                     d.errback(result)
                 else:
@@ -437,7 +437,7 @@ class Ledger:
             return
         self._retry_call = self._clock.callLater(RETRY_INTERVAL, self._retry)
         if began:
-            impatient, self._impatient = self._impatient, set()
+            impatient, self._impatient = self._impatient, {}
             for d in impatient:
                 d.errback(LedgerFailed(reason))
             self.on_change()

@@ -22,3 +22,8 @@ A helper whose ledger cannot be written, since its disk is full or fails, says s
 that need it, and goes on by itself when it can; before, it had to be restarted.
 Shares that an upload has staged on a storage server which is away when the upload ends are removed when the server is back,
 also if the helper was restarted meanwhile; what a finish that came to nothing has left on servers is never published.
+A helper that lacks descriptors, memory or permissions when it starts, or whose disk does not read for a while, reads the
+ciphertext of its uploads later; what is damaged or of no known upload is moved to spool/aside, and without its ledger the
+helper does not start. A restart makes no client reveal a storage index, and what was acknowledged waits ten minutes for
+servers that are away. A `put --convergent` that was killed no longer keeps the same file from being uploaded for 7 days.
+A write that is cancelled fails its upload, and `put --verify` uses no proxy. Setting connections-max.

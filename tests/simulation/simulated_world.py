@@ -25,7 +25,7 @@ from helper.foolscap_edge import StreamingHelper
 from helper.ledger import LEDGER_NAME, Change, Ledger, LedgerFile, Recorded
 from helper.parameters import Parameters
 from helper.settings import Settings
-from helper.spool import Spool
+from helper.spool import ASIDE, Spool
 from helper.upload import Upload
 from helper.uploads import Uploads
 from simulation import invariants
@@ -422,9 +422,9 @@ class SimulatedWorld:
         for server in self.servers:
             server.plan_none()
             server.capacity, server.delay, server.lie = None, self._server_delay, 0
-            if server.hung or not server.connected:
+            if server.hung:
                 server.disconnect()
-                self.come_back(server, 0.5)
+            self.come_back(server, 0.5)  # also if a fault that has struck it already breaks its connection yet
 
     def _server_delay(self) -> float:
         return self.duration(self.schedule.server)
@@ -466,7 +466,7 @@ class SimulatedWorld:
             self._violations.append(e)
 
     def spool_files(self) -> list[str]:
-        return sorted(name for name in os.listdir(self.directory / "spool") if name != "lock")
+        return sorted(name for name in os.listdir(self.directory / "spool") if name not in ("lock", ASIDE))
 
 
 def _settings(schedule: Schedule) -> Settings:
