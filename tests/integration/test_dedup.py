@@ -35,6 +35,7 @@ from grid_tools import (
     spool_of,
     storage_index,
     upload_as_stock,
+    uploads_open,
     wait_for,
 )
 from oracle import cap_for
@@ -230,6 +231,7 @@ def test_helper_is_killed_while_it_is_decided(desk: Desk, milliseconds: int) -> 
     desk.settled()
     with restarted_helper(desk.shared) as start, put_in_progress(desk.directory, "--json") as process:
         feed(process, data)
+        wait_for("the upload", lambda: uploads_open(desk.shared.grid.helper) > 0)  # else there is no helper to wait for
         assert process.stdin is not None
         process.stdin.close()
         time.sleep(milliseconds / 1000)  # a moment in the decision, whichever it is
