@@ -20,8 +20,10 @@ from grid_tools import (
     SharedGrid,
     Transcript,
     assert_stored,
+    check,
     client_directory,
     convergence_secret,
+    download,
     end_of,
     feed,
     give_convergence_secret,
@@ -242,7 +244,10 @@ def test_helper_is_killed_while_it_is_decided(desk: Desk, milliseconds: int) -> 
     assert (streamed.cap == old) == (outcome(streamed) == "streamed-before")
     desk.settled()
     assert_stored(desk.shared, old, data)
-    assert_stored(desk.shared, streamed.cap, data)
+    for reader in desk.shared.readers:  # a server that was not connected yet may have no share of the new file
+        assert download(reader, streamed.cap) == data
+        results = check(reader, streamed.cap)
+        assert (results["healthy"], results["count-shares-good"]) == (True, N), results
 
 
 def test_garbage_under_the_convergent_index(desk: Desk) -> None:

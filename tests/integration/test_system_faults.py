@@ -27,6 +27,7 @@ from grid_tools import (
     put_in_progress,
     spool_of,
     storage_index,
+    uploads_open,
     wait_for,
 )
 from single_calls import Caller, File, new_file, new_tub, refusal_of, stop_tub
@@ -303,12 +304,13 @@ def all_shares(grid: LocalGrid, cap: str) -> dict[int, int]:
 def test_network_that_cuts_stalls_and_slows(grid: LocalGrid, tmp_path: Path) -> None:
     part = MiB
     data = os.urandom(6 * part)
-    furl = grid.helper_furl
+    furl, before = grid.helper_furl, uploads_open(grid.helper)
     with SlowLink(*location(furl), rate=5_000_000, delay=0.002) as link:
         directory = client_directory(tmp_path / "client", through(furl, link), k=K, happy=HAPPY, n=N)
         with put_in_progress(directory, "--json", "-") as process:
             for number, fault in enumerate((link.drop, link.stall, link.slow, link.drop, link.stall)):
                 feed(process, data[number * part:(number + 1) * part])
+                wait_for("a connection to be cut", lambda: uploads_open(grid.helper) > before)
                 fault()
                 if fault == link.stall:
                     # Nothing is lost, and nobody is told: it just takes long.
