@@ -112,7 +112,7 @@ class Upload:
         self._pauses = Pauses(self.short, services.clock, self._what_it_waits_for)
         #: Only while there is work: an upload may be open for long without a byte, and is remembered when it is over.
         self._working: _Work | None = None
-        self._begin: Callable[[], _Work] | None = None  # with the first byte
+        self._unused: SpoolFile | None = None  # until there is work, with the first byte
         self._index_to_use: bytes | None = None  # as soon as there is work
         self._last_shares: list[ShareStatus] = []  # when there was none any more
         self._remove_unread: Callable[[], None] = lambda: None
@@ -121,7 +121,7 @@ class Upload:
 
     def begin(self, spool_file: SpoolFile) -> None:
         """A new upload."""
-        self._begin = lambda: self._begun(spool_file)
+        self._unused = spool_file
 
     def _begun(self, spool_file: SpoolFile) -> _Work:
         s, p, r = self._services, self._record.parameters, self._record
@@ -182,10 +182,10 @@ class Upload:
     @property
     def _work(self) -> _Work:
         if self._working is None:
-            if self._begin is None:
+            if self._unused is None:
                 raise RuntimeError("this upload has no ciphertext any more")
-            begin, self._begin = self._begin, None
-            self._working = begin()
+            spool_file, self._unused = self._unused, None
+            self._working = self._begun(spool_file)
         return self._working
 
     @property
@@ -433,8 +433,10 @@ class Upload:
         self.when_end_recorded(self._remove_spool)
 
     def _remove_spool(self) -> None:
-        self._begin = None
-        if self._working is not None:
+        unused, self._unused = self._unused, None
+        if unused is not None:
+            unused.drop()  # one that a run before this has begun may have a file, though nothing was acknowledged
+        elif self._working is not None:
             self._working.spool.drop()
             self._last_shares = self._working.pusher.status()
             self._working = None

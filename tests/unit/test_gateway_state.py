@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 
+from client_shim.dedup import DedupMode
 from client_shim.gateway.errors import BadStateDirectory, GatewayRunning
 from client_shim.gateway.service import url_of
 from client_shim.gateway.settings import DEFAULT_LISTEN, GatewaySettings, read_gateway_settings
@@ -128,11 +129,12 @@ idle-timeout = 5 seconds
 helper-wait = 0 seconds
 connections-max = 20
 connections-per-host = 10
+dedup = trust
 hosts = uploads.example, other.example
 allow-origins = https://a.example http://B.example:8080
 """)
     assert read_gateway_settings(tmp_path) == GatewaySettings(
-        "tcp:8080:interface=192.0.2.1", 10, 7200, 5, 0, 20, 10, ("uploads.example", "other.example"),
+        "tcp:8080:interface=192.0.2.1", 10, 7200, 5, 0, 20, 10, DedupMode.TRUST, ("uploads.example", "other.example"),
         ("https://a.example", "http://b.example:8080"))
 
 

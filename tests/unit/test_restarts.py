@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import attrs
@@ -436,6 +437,19 @@ def test_an_abort_after_a_restart_leaves_nothing() -> None:
     with World(10, staging=10) as world:
         begin_upload(world)
         world.restart()
+        world.run(world.link().abort(ID))
+        world.wait(10)
+        world.check_nothing_left()
+
+
+def test_a_spool_file_in_which_nothing_is_durable_is_removed_too() -> None:
+    with World(10, staging=10) as world:
+        begin_upload(world, 100)
+        world.kill()
+        (path,) = world.spool_files()
+        os.truncate(path, 0)  # as if the helper had been killed before it wrote
+        world.start()
+        assert world.run(world.link().status(ID)).number("durable") == 0
         world.run(world.link().abort(ID))
         world.wait(10)
         world.check_nothing_left()
