@@ -25,7 +25,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from client_shim.client import StreamingClient
-from client_shim.errors import HelperUnreachable, UploadError
+from client_shim.errors import HelperLost, HelperUnreachable, UploadError
 from client_shim.helper_edge import HelperLink, connect
 from client_shim.local_config import GridOptions
 from client_shim.local_grid import LocalGrid
@@ -316,7 +316,7 @@ class ByClient(Recorded):
                     continue
                 try:
                     await upload.write(self.file.plaintext[offset:end])
-                except HelperUnreachable:
+                except (HelperUnreachable, HelperLost):
                     if offset > 0:
                         raise
                     # It was just killed: at the beginning that is an error, and the program's turn.

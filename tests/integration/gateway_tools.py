@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import socket
+import sqlite3
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import attrs
+import reactor_loop
 from grid_tools import PATIENCE, TAHOE, TAHOE_STREAM, answer_of
+from single_calls import new_tub, stop_tub
 
+from client_shim.errors import HelperRefused
+from client_shim.helper_edge import connect
 from client_shim.local_node import NodeProcess
+from client_shim.node_config import read_node_config
 
 
 def gateway_of(client: Path, *arguments: str) -> NodeProcess:
@@ -26,7 +32,8 @@ def gateway_of(client: Path, *arguments: str) -> NodeProcess:
 
 @contextmanager
 def gateway_running(client: Path, temporary: Path | None = None) -> Iterator[NodeProcess]:
-    """A gateway that listens; `temporary` is its TMPDIR."""
+    """A gateway that listens; `temporary` is its TMPDIR. What is in progress at its handles in the end is aborted at the
+    helper, where it would stay for a week."""
     gateway = gateway_of(client)
     if temporary is not None:
         gateway.command = ("env", f"TMPDIR={temporary}", *gateway.command)
@@ -36,6 +43,24 @@ def gateway_running(client: Path, temporary: Path | None = None) -> Iterator[Nod
         yield gateway
     finally:
         gateway.stop()
+        abort_handles(client)
+
+
+def abort_handles(client: Path) -> None:
+    """Abort at the helper what the journal of a gateway that does not run has."""
+    journal = client / "streaming" / "journal.sqlite"
+    upload_ids: list[bytes] = []
+    if journal.exists():
+        with closing(sqlite3.connect(journal)) as db:
+            upload_ids = [row[0] for row in db.execute("SELECT upload_id FROM handles WHERE upload_id IS NOT NULL")]
+    if not upload_ids:
+        return
+    tub = new_tub()
+    link = reactor_loop.run(lambda: connect(tub, read_node_config(client).helper_furl), PATIENCE)
+    for upload_id in upload_ids:
+        with suppress(HelperRefused):  # it has a cap, or the helper never heard of it
+            reactor_loop.run(lambda upload_id=upload_id: link.abort(upload_id), PATIENCE)
+    stop_tub(tub)
 
 
 @attrs.frozen
