@@ -32,7 +32,7 @@ def gateway_of(client: Path, *arguments: str) -> NodeProcess:
 
 @contextmanager
 def gateway_running(client: Path, temporary: Path | None = None) -> Iterator[NodeProcess]:
-    """A gateway that listens; `temporary` is its TMPDIR. What is in progress at its handles in the end is aborted at the
+    """A gateway that listens; `temporary` is its TMPDIR. What its handles have in progress in the end is aborted at the
     helper, where it would stay for a week."""
     gateway = gateway_of(client)
     if temporary is not None:

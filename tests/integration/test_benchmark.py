@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_first_block(tmp_path: Path) -> None:
     report = tmp_path / "report.json"

@@ -181,6 +181,7 @@ def test_pause_resume_cancel(shared: SharedGrid, slow: SlowGateway, tmp_path: Pa
     assert row.state == "finished"
 
 
+@pytest.mark.long
 def test_another_file_of_the_same_name_is_another_upload(shared: SharedGrid, slow: SlowGateway,
                                                          tmp_path: Path) -> None:
     """It has the same size, and another time of change."""
@@ -202,6 +203,7 @@ def test_another_file_of_the_same_name_is_another_upload(shared: SharedGrid, slo
     wait_for("their end", lambda: slow.uploads() == [] and slow.page.remembered() == {})
 
 
+@pytest.mark.long
 def test_file_that_changes_while_it_is_sent(slow: SlowGateway, tmp_path: Path) -> None:
     """What was begun is not gone on with: the browser does not read a file that is another now."""
     slow.link.slow()
@@ -218,6 +220,7 @@ def test_file_that_changes_while_it_is_sent(slow: SlowGateway, tmp_path: Path) -
     assert row.cap == ""
 
 
+@pytest.mark.long
 def test_two_pages(shared: SharedGrid, slow: SlowGateway, tmp_path: Path) -> None:
     """The one that took an upload up last has it; the other keeps quiet until it is asked to go on."""
     slow.link.slow()
@@ -249,6 +252,7 @@ def test_two_pages(shared: SharedGrid, slow: SlowGateway, tmp_path: Path) -> Non
         driver.switch_to.window(first)
 
 
+@pytest.mark.long
 def test_upload_that_is_gone(shared: SharedGrid, slow: SlowGateway, tmp_path: Path) -> None:
     """Cancelled by another program while it was paused, as if it had expired: the file can be sent anew."""
     slow.link.slow()
@@ -289,6 +293,7 @@ def test_gateway_is_away(shared: SharedGrid, slow: SlowGateway, tmp_path: Path, 
     assert download(shared.plain_client, row.cap) == file.read_bytes()
 
 
+@pytest.mark.long
 def test_helper_is_away(shared: SharedGrid, driver: Chrome, tmp_path: Path, artefacts: Path) -> None:
     """The same; what was begun while it is away waits, too."""
     file = random_file(tmp_path / "file", 2 * MiB)

@@ -45,7 +45,8 @@ def client_through(shared: SharedGrid, path: Path, link: SlowLink) -> Path:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("mib", [2, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("mib", [2, 20])
 def test_a_slow_link_to_the_helper(shared: SharedGrid, tmp_path: Path, mib: int) -> None:
     """What waits between curl's standard input and the helper is little, whatever the kernel would buffer."""
     data = os.urandom(mib * MiB)
@@ -104,7 +105,8 @@ def upload_by_program(client: Path, data: bytes) -> float:
     return time.monotonic() - last_written
 
 
-@pytest.mark.parametrize("mib", [1, 4, pytest.param(512, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("mib", [1, 4, 512])
 def test_last_byte_to_answer(shared: SharedGrid, gateway: NodeProcess, mib: int) -> None:
     data = os.urandom(mib * MiB)
     by_program, by_gateway = [], []
@@ -118,6 +120,7 @@ def test_last_byte_to_answer(shared: SharedGrid, gateway: NodeProcess, mib: int)
     assert statistics.median(by_gateway) <= statistics.median(by_program) + 0.1
 
 
+@pytest.mark.long
 def test_slow_clients_do_not_slow_others(gateway: NodeProcess) -> None:
     """Threat S11: hundreds of heads and bodies of which a byte comes now and then."""
     data = os.urandom(8 * MiB)

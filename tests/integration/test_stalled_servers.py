@@ -41,8 +41,9 @@ def send(f: UploadFile, size: int, rng: random.Random, hasher: hashlib._Hash) ->
         f.write(piece)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("size", [256 * MiB, pytest.param(1024 * MiB, marks=pytest.mark.long)])
+@pytest.mark.parametrize("size", [256 * MiB, 1024 * MiB])
 def test_s20_three_of_ten_servers_stop_reading(grid: LocalGrid, size: int) -> None:
     rng, hasher = random.Random(size), hashlib.sha256()
     with UploadFile(grid.client.directory) as f:  # whatever is imported and allocated once
