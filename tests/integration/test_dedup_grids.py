@@ -225,7 +225,8 @@ def test_server_that_hangs_does_not_hold_it_up(desk: Desk) -> None:
         assert outcome(streamed) == "published"
 
 
-@pytest.mark.parametrize("milliseconds", [0, 50, *(pytest.param(each, marks=pytest.mark.long) for each in (20, 100, 200))])
+@pytest.mark.parametrize("milliseconds", [0, 50, *(
+    pytest.param(each, marks=pytest.mark.long) for each in (20, 100, 200))])
 def test_helper_is_killed_while_it_is_decided(desk: Desk, milliseconds: int) -> None:
     """So long after the last byte. Either the old or the new file is complete."""
     data = os.urandom(SIZE)
