@@ -20,7 +20,8 @@ from helper.dedup_records import (
     place_of,
 )
 from helper.interfaces import RECORDS_TOLD_MAX
-from helper.ledger import Change, Ledger, LedgerFailed
+from helper.ledger import Ledger, LedgerFailed
+from helper.wal_database import Change
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from helper.upload_records import (
     record_of,
     row_of,
 )
+from helper.wal_database import Change, reason_of_failure, transaction
 
 #: In the directory of the helper's own files, beside the spool.
 LEDGER_NAME = "ledger.sqlite"
@@ -56,14 +57,6 @@ class LedgerUnusable(Exception):
 
 class LedgerFailed(SpoolFailed):
     """Nothing can be recorded now."""
-
-
-@attrs.frozen
-class Change:
-    """One statement and the rows to run it for."""
-
-    sql: str
-    rows: list[tuple[Any, ...]] = attrs.field(repr=False)
 
 
 def put(*records: UploadRecord) -> Change:
@@ -152,7 +145,7 @@ class LedgerFile:
 
     def apply(self, changes: Iterable[Change]) -> None:
         """Make these changes in their order, all or none."""
-        with self._lock, _transaction(self._db):
+        with self._lock, transaction(self._db):
             for change in changes:
                 self._db.executemany(change.sql, change.rows)
 
@@ -229,7 +222,7 @@ class LedgerFile:
                                  f"versions up to {len(self._schema)}")
         if version == 0 and not empty:
             raise LedgerUnusable(f"{self._path}: this is a database, but not a ledger; {_ADVICE}")
-        with _transaction(self._db):
+        with transaction(self._db):
             for step in self._schema[version:]:
                 for statement in step:
                     self._db.execute(statement)
@@ -423,7 +416,7 @@ class Ledger:
 
     def _fails(self, failure: Failure) -> None:
         self._committing = False
-        reason = f"ledger: {_reason(failure.value)}"
+        reason = f"ledger: {reason_of_failure(failure.value)}"
         if reason != self.failing:
             # an operator may see the file's name
             detail = f" ({failure.value})" if failure.check(LedgerUnusable) else ""
@@ -500,19 +493,6 @@ def _forget_cached(path: Path) -> None:
         os.close(fd)
 
 
-@contextlib.contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:  # SQLite ends it by itself after some errors
-            with contextlib.suppress(sqlite3.Error):
-                db.execute("ROLLBACK")
-        raise
-
-
 def _explained(error: sqlite3.Error | OSError) -> str:
     if isinstance(error, OSError):
         return f"this ledger cannot be opened: {reason_of(error)}"
@@ -522,10 +502,3 @@ def _explained(error: sqlite3.Error | OSError) -> str:
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return f"this ledger is damaged: {error}; {_ADVICE}"
     return f"this ledger cannot be opened: {error}"
-
-
-def _reason(error: BaseException | None) -> str:
-    """Why, without a path or a value."""
-    if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorname", type(error).__name__)
-    return reason_of(error)

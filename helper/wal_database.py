@@ -75,7 +75,7 @@ class WalDatabase:
 
     def apply(self, changes: Iterable[Change]) -> None:
         """Make these changes in their order, all or none. Raises sqlite3.Error."""
-        with self._lock, _transaction(self._db):
+        with self._lock, transaction(self._db):
             for change in changes:
                 self._db.executemany(change.sql, change.rows)
 
@@ -143,7 +143,7 @@ class WalDatabase:
                                    f"{len(self._schema)}")
         if version == 0 and not empty:
             raise DatabaseUnusable("it is a database, but another one")
-        with _transaction(self._db):
+        with transaction(self._db):
             for step in self._schema[version:]:
                 for statement in step:
                     self._db.execute(statement)
@@ -151,7 +151,8 @@ class WalDatabase:
 
 
 @contextlib.contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """All or none of the changes in the block, durable at its end. Raises sqlite3.Error."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield

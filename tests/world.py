@@ -35,13 +35,14 @@ from client_shim.helper_edge import HelperAnswer, _decode
 from client_shim.upload import StreamingUpload
 from helper.foolscap_edge import StreamingHelper, WireAnswer
 from helper.interfaces import LARGEST_MESSAGE, RIStreamingHelper
-from helper.ledger import LEDGER_NAME, Change, Ledger, LedgerFile, Recorded
+from helper.ledger import LEDGER_NAME, Ledger, LedgerFile, Recorded
 from helper.parameters import Parameters
 from helper.settings import Settings
 from helper.spool import ASIDE, RunInThread, Spool
 from helper.upload import Upload
 from helper.upload_records import UploadRecord
 from helper.uploads import Uploads
+from helper.wal_database import Change
 
 T = TypeVar("T")
 

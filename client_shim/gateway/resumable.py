@@ -16,7 +16,7 @@ from client_shim.gateway.handle_errors import AlreadyComplete, HandleFailed, Lin
 from client_shim.gateway.handle_errors import SizeExceeded as TooManyBytes
 from client_shim.gateway.handles import Handle, HandleState
 from client_shim.gateway.put_uri import TEXT
-from client_shim.gateway.upload_errors import InconsistentLength, OffsetMismatch, WrongMediaType, WrongMethod
+from client_shim.gateway.upload_errors import InconsistentLength, OffsetMismatch, WrongMediaType
 from client_shim.gateway.upload_fields import (
     FILE_MAX,
     file_name_of,
@@ -33,6 +33,7 @@ from client_shim.gateway.upload_resource import (
     Notes,
     Turn,
     Uploads,
+    by_method,
     directory_of,
     is_collection,
     link_target,
@@ -87,11 +88,7 @@ class Resumable:
             methods = {"POST": self._post}
         else:
             methods = {"HEAD": self._tell, "GET": self._tell, "PATCH": self._patch, "DELETE": self._delete}
-        method = methods.get(head.method)
-        if method is None:
-            exchange.answer_always_with([("Allow", ", ".join(methods))])
-            raise WrongMethod(" or ".join(methods))
-        await method(exchange)
+        await by_method(exchange, head.method, methods)
 
     # -- creation --------------------------------------------------------------------------------------------
 

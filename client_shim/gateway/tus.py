@@ -21,7 +21,6 @@ from client_shim.gateway.upload_errors import (
     MissingField,
     OffsetMismatch,
     WrongMediaType,
-    WrongMethod,
     WrongVersion,
 )
 from client_shim.gateway.upload_fields import (
@@ -40,6 +39,7 @@ from client_shim.gateway.upload_resource import (
     Notes,
     Turn,
     Uploads,
+    by_method,
     directory_of,
     is_collection,
     link_target,
@@ -89,11 +89,7 @@ class Tus:
             methods = {"POST": self._post}
         else:
             methods = {"HEAD": self._head, "PATCH": self._patch, "DELETE": self._delete}
-        method = methods.get(head.method)
-        if method is None:
-            exchange.answer_always_with([("Allow", ", ".join(methods))])
-            raise WrongMethod(" or ".join(methods))
-        await method(exchange)
+        await by_method(exchange, head.method, methods)
 
     # -- creation --------------------------------------------------------------------------------------------
 

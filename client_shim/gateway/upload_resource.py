@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
-from client_shim.gateway.exchange import ClientGone, Exchange, RequestHead
+from client_shim.gateway.exchange import ClientGone, Exchange, Handler, RequestHead
 from client_shim.gateway.handle import RETRY_AFTER
 from client_shim.gateway.handle_errors import (
     BadSize,
@@ -31,7 +31,7 @@ from client_shim.gateway.handle_errors import (
 )
 from client_shim.gateway.handles import Handle, HandleOptions, Handles, HandleState, LinkTarget, Writer
 from client_shim.gateway.put_uri import CAP_HEADER
-from client_shim.gateway.upload_errors import BadLink
+from client_shim.gateway.upload_errors import BadLink, WrongMethod
 from client_shim.gateway.upload_fields import FILE_MAX
 from client_shim.gateway.upload_requests import place_in
 from client_shim.reconnect import awaited
@@ -51,6 +51,15 @@ NO_STORE = ("Cache-Control", "no-store")
 def is_collection(head: RequestHead) -> bool:
     """Whether a request is for the place where uploads are made."""
     return head.path in (COLLECTION, COLLECTION.rstrip("/"))
+
+
+async def by_method(exchange: Exchange, method: str, handlers: Mapping[str, Handler]) -> None:
+    """Let the one handle it that is there for this method. Raises WrongMethod."""
+    handler = handlers.get(method)
+    if handler is None:
+        exchange.answer_always_with([("Allow", ", ".join(handlers))])
+        raise WrongMethod(" or ".join(handlers))
+    await handler(exchange)
 
 
 def handle_id_of(head: RequestHead) -> str | None:

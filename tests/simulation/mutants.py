@@ -34,9 +34,9 @@ from helper import (
     upload,
     uptime,
 )
-from helper.ledger import Change
 from helper.session import State
 from helper.spool_records import HEADER_SIZE, Recovered
+from helper.wal_database import Change
 from simulation.simulated_world import NO_BUGS, Seams, SimulatedLedgerFile
 
 

@@ -22,12 +22,13 @@ from twisted.python.failure import Failure
 from world import SMALL
 
 from helper.foolscap_edge import StreamingHelper
-from helper.ledger import LEDGER_NAME, Change, Ledger, LedgerFile, Recorded
+from helper.ledger import LEDGER_NAME, Ledger, LedgerFile, Recorded
 from helper.parameters import Parameters
 from helper.settings import Settings
 from helper.spool import ASIDE, Spool
 from helper.upload import Upload
 from helper.uploads import Uploads
+from helper.wal_database import Change
 from simulation import invariants
 from simulation.clients import Client
 from simulation.clocks import QuickClock, SettableClock

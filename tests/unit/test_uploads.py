@@ -19,12 +19,12 @@ from client_shim.helper_edge import HelperAnswer
 from helper import errors, events
 from helper.ciphertext import CiphertextHasher
 from helper.interfaces import SEEDS_MAX
-from helper.ledger import Change
 from helper.parameters import Parameters
 from helper.settings import Settings
 from helper.status import snapshot
 from helper.upload_records import PUT_UPLOAD, UploadRecord, record_of
 from helper.uploads import REMEMBERED_MAX, YIELD_AFTER, hashed_name
+from helper.wal_database import Change
 
 PARAMETERS = Parameters(3, 7, 10, 1000)
 DATA = plaintext(3000)
