@@ -109,8 +109,13 @@ class Connection:
 
 def means_away(error: UploadError) -> bool:
     """Whether `error` says that the helper is away, and may come back."""
-    return (isinstance(error, HelperLost | HelperUnreachable)
+    return (isinstance(error, HelperLost | HelperUnreachable) or asks_to_wait(error)
             or (isinstance(error, HelperRefused) and error.code == "helper-stopping"))
+
+
+def asks_to_wait(error: UploadError) -> bool:
+    """Whether the helper is there, and wants what was not acknowledged later (protocol.txt §7.5)."""
+    return isinstance(error, HelperRefused) and error.code == "memory-short"
 
 
 @attrs.frozen
@@ -283,6 +288,8 @@ class Reconnecting:
         now = self._clock.seconds()
         if connection.answers or now - self._connected_at >= BACKOFF_MAX:
             self._away = None
+        if self._away is not None and asks_to_wait(why):
+            self._away = 0.0  # patience is for helpers that are away; but it is asked less and less often
         self._was_away(self._connected_at, BACKOFF_MAX)
         self._was_lost()
         self._events.disconnected()

@@ -12,6 +12,7 @@ tests/unit/test_allmydata_names.py.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from typing import Any, Protocol
@@ -109,6 +110,9 @@ class Ledger:
         self.bounds = bounds
         self.held = 0
         self._clock = clock
+        #: Called when all is held by calls that are not answered for long, and others wait: some should be answered.
+        self.on_stuck: Callable[[], None] = lambda: None
+        self._full = False
         self._connections: dict[bool, set[BoundedBroker]] = {True: set(), False: set()}  # accepted, or made by us
         self._strangers: dict[Abortable, None] = {}
         self._incomplete: dict[BoundedBroker, float | None] = {}  # oldest first; since when they are unhindered
@@ -182,6 +186,7 @@ class Ledger:
     def _look(self) -> None:
         self._watch = None
         if not self._waiting:
+            self._full = False
             return
         now = self._clock.seconds()
         unhindered = self._unhindered()
@@ -195,9 +200,11 @@ class Ledger:
             elif now - since >= self.bounds.patience:
                 connection.give_up("a message was not completed while others waited for memory")
         self._look_at_answers(now)
+        full_before, self._full = self._full, self.held >= self.bounds.in_all + self.bounds.reserve
+        if full_before and self._full:
+            self.on_stuck()
         if self._waiting:
             self._watch = self._clock.callLater(self.bounds.patience / 4, self._look)
-
 
     def takes_answers(self, connection: BoundedBroker) -> None:
         """Its patience begins anew."""

@@ -172,6 +172,15 @@ class CreditExceeded(Refusal):
 
 
 @attrs.define(eq=False, str=False)
+class MemoryShort(Refusal):
+    code = "memory-short"
+
+    def text(self) -> str:
+        return ("the upload waits, and others need the memory that its messages would take meanwhile; ask for status "
+                "and go on from there, in some seconds")
+
+
+@attrs.define(eq=False, str=False)
 class SizeExceeded(Refusal):
     code = "size-exceeded"
     declared: int
@@ -339,8 +348,8 @@ BY_CODE: dict[str, type[StreamingError]] = {
     for cls in (
         BadArgument, BadUploadId, UnknownUpload, ParametersDiffer, TooManyUploads, TooFewServers,
         TooFewShares, SpoolFull, QuotaExceeded, MessageTooLarge, OffsetGap, ConflictingData, CreditExceeded,
-        SizeExceeded, SizeMismatch, LiteralSize, BadStorageIndex, StorageIndexConflict, StorageIndexBusy, HashMismatch,
-        AlreadyFinishing, AlreadyPublishing, NotFinished, NotOffered, Deduplicated, Aborted, Expired, SpoolFailed,
-        HelperStopping, InternalError,
+        MemoryShort, SizeExceeded, SizeMismatch, LiteralSize, BadStorageIndex, StorageIndexConflict,
+        StorageIndexBusy, HashMismatch, AlreadyFinishing, AlreadyPublishing, NotFinished, NotOffered, Deduplicated,
+        Aborted, Expired, SpoolFailed, HelperStopping, InternalError,
     )
 }

@@ -175,6 +175,14 @@ class YieldIndex:
 
 
 @attrs.frozen
+class MemoryWanted:
+    """Others want what messages of this upload hold that wait. The driver has let go of the last `unstored` bytes
+    that it was given by Store, and had no room for."""
+
+    unstored: int
+
+
+@attrs.frozen
 class Failed:
     """Something in the helper broke in a way that this upload cannot survive, unless it is published already: then
     perhaps a share."""

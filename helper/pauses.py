@@ -7,7 +7,7 @@ from collections.abc import Callable
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-SERVERS = "servers"
+SERVERS, ROOM = "servers", "room"
 #: An upload that sends faster than servers take waits for them all the time, and gets on. It is no pause before
 #: nothing has become durable for so long; seconds.
 SERVERS_PATIENCE = 5.0
@@ -46,6 +46,11 @@ class Pauses:
             self.end()
         if waits_for:
             self.waits(waits_for)
+
+    @property
+    def seconds(self) -> float:
+        """For how long it has waited, or not got on; 0 if it does not wait."""
+        return 0.0 if self._since is None else self._clock.seconds() - self._since
 
     def end(self) -> None:
         """Nothing waits any more, and nothing went on: the upload or the helper ends."""

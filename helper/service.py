@@ -135,7 +135,8 @@ class StreamingClient(tahoe_client._Client):  # type: ignore[misc]
     def __init__(self, config: Any, main_tub: Any, i2p_provider: Any, tor_provider: Any,
                  introducer_clients: Any, storage_farm_broker: Any) -> None:
         settings = read_settings(Path(config.get_config_path()))
-        bound(_quiet(main_tub), new_ledger(for_connections(settings.connections_max)))
+        self._connections = new_ledger(for_connections(settings.connections_max))
+        bound(_quiet(main_tub), self._connections)
         bound_to_servers(storage_farm_broker)
         super().__init__(config, main_tub, i2p_provider, tor_provider, introducer_clients, storage_farm_broker)
 
@@ -151,6 +152,7 @@ class StreamingClient(tahoe_client._Client):  # type: ignore[misc]
             self.introducer_clients)
         service.setServiceParent(self)
         self._streaming = service
+        self._connections.on_stuck = service.uploads.memory_wanted
         self.stats_provider.register_producer(service)
         furl = self.tub.registerReference(
             StreamingHelper(service.uploads), furlFile=self._furl_file("streaming-helper.furl"))

@@ -34,6 +34,7 @@ from helper.events import (
     ForgetCompletion,
     ForgetStorageIndex,
     IdleFor,
+    MemoryWanted,
     PublishRecorded,
     PublishShares,
     PushedTo,
@@ -147,7 +148,7 @@ class Session:
             ResultRecorded: self._result_recorded, Resumed: self._resumed, Stopping: self._stop,
             TooFewServers: self._too_few_servers, TooFewShares: self._too_few_servers, AbortReceived: self._abort,
             Abandoned: self._was_abandoned, IdleFor: self._idle_for, Failed: self._failed,
-            CannotComplete: self._cannot_complete,
+            CannotComplete: self._cannot_complete, MemoryWanted: self._memory_wanted,
         }
 
     def handle(self, event: object) -> list[Command]:
@@ -291,6 +292,27 @@ class Session:
             return []  # over, or every byte was durable before
         return self._end(State.FAILED, errors.SpoolFailed(event.reason))
 
+    @property
+    def can_let_go(self) -> bool:
+        """Whether what is not durable yet may be forgotten: nothing of it was acknowledged, nor is all of it hashed."""
+        return self.state in (State.OPEN, State.COMPLETING) and self.ueb is None and self.error is None
+
+    def _memory_wanted(self, event: MemoryWanted) -> list[Command]:
+        if not self.can_let_go:
+            raise ValueError(f"an upload that is {self.state.value} needs what it has")
+        self._held.clear()
+        self._handed -= event.unstored
+        self.received = self._handed
+        error = errors.MemoryShort()
+        calls = [call for call, end in self._unanswered if end > self.received]
+        self._unanswered = deque((call, end) for call, end in self._unanswered if end <= self.received)
+        calls += self._overlaps
+        self._overlaps.clear()
+        commands: list[Command] = [Refuse(call, error) for call in calls]
+        if self.finish is not None and self.received < self.finish.size:
+            commands += self._reopen(error)
+        return commands
+
     # -- storage index -------------------------------------------------------------------------------
 
     def _assign(self, event: AssignReceived) -> list[Command]:
@@ -393,12 +415,16 @@ class Session:
             return []  # ended meanwhile, or told twice
         for field in ("crypttext_hash", "crypttext_root_hash"):
             if getattr(event.hashes, field) != getattr(self.finish, field):
-                calls, self._finish_calls = self._finish_calls, []
-                self.finish, self.storage_index = None, self.assigned_index
-                self._go(State.OPEN)
-                return [ForgetCompletion(), *(Refuse(call, errors.HashMismatch(field)) for call in calls)]
+                return self._reopen(errors.HashMismatch(field))
         self.ueb = event.ueb
         return [*self._begin_placing(), SealShares(self.finish.storage_index)]
+
+    def _reopen(self, error: errors.StreamingError) -> list[Command]:
+        """`finish` is refused after all."""
+        calls, self._finish_calls = self._finish_calls, []
+        self.finish, self.storage_index = None, self.assigned_index
+        self._go(State.OPEN)
+        return [ForgetCompletion(), *(Refuse(call, error) for call in calls)]
 
     def _shares_ready(self, _event: SharesReady) -> list[Command]:
         if self.state is not State.COMPLETING:

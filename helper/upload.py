@@ -21,7 +21,7 @@ from helper.ledger import Ledger
 from helper.leftovers import Leftovers
 from helper.parameters import Parameters
 from helper.patient_reading import PatientReading
-from helper.pauses import SERVERS, Pauses
+from helper.pauses import ROOM, SERVERS, Pauses
 from helper.pipeline import Pipeline
 from helper.placement import AllocationPolicy
 from helper.pushing import SharePusher
@@ -33,6 +33,11 @@ from helper.sinks import Grid, StorageServer, Target
 from helper.spool import RunInThread, SpoolFile
 from helper.upload_records import SECRET_SIZE, Finish, UploadRecord
 from helper.uptime import Uptime
+
+#: An upload that has waited for so long (seconds), and not got on, gives up its messages if others want the memory.
+WAITS_AT_LEAST = 10.0
+#: Bytes of a message that one is taken of afterwards, while it still waits.
+SMALL_MESSAGE = 64 * 1024
 
 
 @attrs.frozen
@@ -104,6 +109,7 @@ class Upload:
             s.credit, s.pushing_lag, s.largest_message, s.contact_after, self.quota))
         self._unstored: deque[bytes] = deque()  # waits for room in the spool
         self._disk_full: str | None = None  # why bytes given to the spool wait
+        self._gave_up_memory_for = ""  # what it waited for when others wanted its memory; until more is durable
         self._calls: dict[int, Deferred[Answered]] = {}
         self._next_call = 0
         self._events: list[object] = []
@@ -244,6 +250,27 @@ class Upload:
         self._calls[number] = d
         self.tell(make_event(number))
         return d
+
+    def put(self, offset: int, data: bytes) -> Deferred[Answered]:
+        """Tell the session of ciphertext; fires with the answer. Raises MemoryShort if others want the memory that it
+        would take while the upload waits; a small message is taken, to find out when it need not wait any more."""
+        s = self.session
+        if self._gave_up_memory_for and (s.received > s.durable or len(data) > SMALL_MESSAGE):
+            self.asked()
+            raise errors.MemoryShort()
+        return self.call(lambda call: events.PutReceived(call, offset, data))
+
+    def give_up_memory(self) -> int:
+        """Others want what messages of this upload hold. If they have waited for a while they are refused, and sent
+        again later. Returns how many bytes of ciphertext that were."""
+        s, waits_for = self.session, self.waits_for
+        if waits_for not in (SERVERS, ROOM) or self._pauses.seconds < WAITS_AT_LEAST or not s.can_let_go:
+            return 0
+        received, unstored = s.received, sum(map(len, self._unstored))
+        self._unstored.clear()
+        self._gave_up_memory_for = waits_for
+        self.tell(events.MemoryWanted(unstored))
+        return received - s.received
 
     def status(self) -> Answered:
         """What `status` and a repeated `open` say."""
@@ -483,6 +510,8 @@ class Upload:
             return  # the upload ended while they were being written
         self._working.pipeline.set_durable(durable)
         self._working.pusher.set_durable(durable)
+        if durable > self.session.durable:
+            self._gave_up_memory_for = ""
         self.tell(events.Stored(durable))
         self._pauses.got_on(self.waits_for)
 
@@ -578,7 +607,7 @@ class Upload:
             return f"disk: {self._services.ledger.failing}"
         if self._working is not None and self._working.reading.waits_for:
             return f"disk: {self._working.reading.waits_for}"
-        return "room" if self._unstored else SERVERS if self.session.paused else ""
+        return ROOM if self._unstored else SERVERS if self.session.paused else self._gave_up_memory_for
 
     def _what_it_waits_for(self) -> str:
         if self.waits_for == SERVERS:

@@ -69,7 +69,7 @@ class Uploads:
         self.counters = dict.fromkeys((
             "opened", "resumed", "finished", "aborted", "failed", "expired", "bytes_received", "bytes_pushed_again",
             "shares_lost", "shares_rehomed", "servers_stalled", "deduplicated", "looked_up", "deduplicated_existing",
-            "deduplicated_streamed_before", "records_left"), 0)
+            "deduplicated_streamed_before", "records_left", "messages_given_up"), 0)
 
     def start(self, recorded: Recorded) -> None:
         """The node starts, with what the run before has recorded. Begin to look for uploads that have expired."""
@@ -204,7 +204,7 @@ class Uploads:
     async def put_ciphertext(self, upload_id: bytes, offset: int, data: bytes) -> Answered:
         upload = await self._find(upload_id)
         before = upload.session.received
-        d = upload.call(lambda call: events.PutReceived(call, offset, data))
+        d = upload.put(offset, data)
         self.counters["bytes_received"] += upload.session.received - before
         return await d
 
@@ -284,6 +284,14 @@ class Uploads:
             raise errors.NotFinished(upload.session.state.value)
         await self._dedup.leave(convergent_storage_index, upload.storage_index, record)
         return Answered({"state": upload.session.state.value})
+
+    def memory_wanted(self) -> None:
+        """Messages hold all the memory that there is for them, and others wait for it: those that do not get on make
+        room for those that can."""
+        given_up = [n for n in (upload.give_up_memory() for upload in self._by_name.values()) if n]
+        self.counters["messages_given_up"] += len(given_up)
+        self.log.warn("messages of clients hold all the memory there is for them; {uploads} uploads that wait gave up "
+                      "{size} bytes, which their clients will send again", uploads=len(given_up), size=sum(given_up))
 
     # -- finding and forgetting ----------------------------------------------------------------------------
 

@@ -27,3 +27,6 @@ ciphertext of its uploads later; what is damaged or of no known upload is moved 
 helper does not start. A restart makes no client reveal a storage index, and what was acknowledged waits ten minutes for
 servers that are away. A `put --convergent` that was killed no longer keeps the same file from being uploaded for 7 days.
 A write that is cancelled fails its upload, and `put --verify` uses no proxy. Setting connections-max.
+
+Uploads that wait, for servers or for room, keep nobody from getting on: when what they hold takes all the memory that
+there is for messages, they give it up, and their clients send it again later (memory-short, protocol.txt §7.5).

@@ -70,6 +70,7 @@ class LoopbackHelper:
         self.tub.setOption("logRemoteFailures", False)
         self.ledger = new_ledger(self.bounds)
         bound(self.tub, self.ledger)
+        self.ledger.on_stuck = self.uploads.memory_wanted
         self.stock = AnnouncingHelper(str(self.directory / "stock"), None, None, None, None)
         self.streaming_furl = self.register(StreamingHelper(self.uploads))
         self.stock.announce(self.streaming_furl, self.settings.largest_message)

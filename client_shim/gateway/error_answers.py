@@ -61,6 +61,7 @@ STATUS = {
     "helper-lost": 503,
     "helper-misbehaved": 502,
     "helper-stopping": 503,
+    "memory-short": 503,
     "helper-unreachable": 503,
     "no-helper-configured": 500,
     "upload-interrupted": 500,

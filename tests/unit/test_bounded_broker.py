@@ -440,6 +440,39 @@ def test_what_those_hold_who_have_to_wait_does_not_keep_out_those_who_can_go_on(
     run(go)
 
 
+def test_when_all_is_held_by_calls_that_are_not_answered_the_owner_is_told() -> None:
+    async def go() -> None:
+        world = World(attrs.evolve(BOUNDS, reserve=100 * KiB, connections=40))
+        stuck: list[float] = []
+        world.ledger.on_stuck = lambda: stuck.append(world.clock.seconds())
+        holders = [world.connect() for _ in range(12)]
+        for connection in holders[:6]:
+            connection.call(60 * KiB)
+        await settle()
+        world.clock.advance(1000)
+        assert not stuck, "nobody waits"
+        for connection in holders[6:]:
+            connection.call(60 * KiB)
+            await settle()
+        assert world.ledger.held >= world.ledger.bounds.in_all + world.ledger.bounds.reserve
+        for looks in range(4):
+            assert len(stuck) == max(0, looks - 1)
+            world.clock.advance(BOUNDS.patience / 4)
+        while any(connection.target.calls for connection in holders):
+            for connection in holders:
+                while connection.target.calls:
+                    connection.answer()
+            await settle()
+            for connection in holders:
+                connection.feed()
+            await settle()
+        assert world.ledger.held == 0
+        world.clock.advance(BOUNDS.patience)
+        assert len(stuck) == 3
+
+    run(go)
+
+
 # -- all connections together -------------------------------------------------------------------------------
 
 

@@ -51,6 +51,7 @@ from helper.errors import (
     HelperStopping,
     InternalError,
     LiteralSize,
+    MemoryShort,
     MessageTooLarge,
     NotFinished,
     NotOffered,
@@ -109,6 +110,9 @@ OF_THE_HELPER: list[tuple[StreamingError, str, str]] = [
      "the 50 bytes at offset 100 differ from those held; a repeat must send the identical ciphertext"),
     (CreditExceeded(8388608, 8400000), "credit-exceeded",
      "at most 8388608 bytes may wait for acknowledgement, with this message it would be 8400000; wait for answers"),
+    (MemoryShort(), "memory-short",
+     ("the upload waits, and others need the memory that its messages would take meanwhile; ask for status and go on "
+      "from there, in some seconds")),
     (SizeExceeded(1000, 1001), "size-exceeded", "the declared size is 1000 bytes, this message would reach 1001"),
     (SizeMismatch(1000, 999), "size-mismatch", "finish says 999 bytes, expected 1000"),
     (LiteralSize(55, 12), "literal-size", "a file of 12 bytes is a URI:LIT cap (up to 55 bytes) and needs no helper"),

@@ -294,6 +294,30 @@ def test_the_same_over_a_first_connection_ends_the_upload(code: str) -> None:
     assert scene.put().code == code
 
 
+@pytest.mark.parametrize("method", ["put_ciphertext", "finish"])
+def test_a_helper_that_wants_the_memory_for_others(method: str) -> None:
+    scene = Scene()
+    scene.helper.fate = fate_of(method, "memory-short", "memory-short")
+    assert scene.put() == CAP
+    scene.check_ciphertext()
+    assert {told.split()[0] for told in scene.told} == {"memory-short", "resumed"}
+
+
+def test_a_helper_without_memory_is_asked_less_and_less_often_and_patience_is_not_used_up() -> None:
+    scene = Scene(patience=60)
+    scene.helper.fate = lambda method: "memory-short" if method == "put_ciphertext" else "ok"
+    writing = outcome(begin(write_all(scene.upload, DATA, 150)))
+    scene.wait(600)
+    assert not writing
+    waits = [b - a for a, b in pairwise(scene.helper.connects)]
+    assert waits[:6] == pytest.approx([0.25, 0.5, 1, 2, 4, 8], abs=0.01)
+    assert waits[6:] == pytest.approx([BACKOFF_MAX] * len(waits[6:]), abs=0.01)
+    scene.helper.fate = lambda _method: "ok"
+    scene.wait(2 * BACKOFF_MAX)
+    assert writing == [CAP]
+    scene.check_ciphertext()
+
+
 def test_a_result_that_was_lost_is_asked_for_again() -> None:
     """Whatever a helper says of an upload that it has finished: the ciphertext may be gone there."""
     scene = Scene()

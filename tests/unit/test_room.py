@@ -20,6 +20,7 @@ from helper.errors import QuotaExceeded, SpoolFull
 from helper.interfaces import SIZE_MAX
 from helper.parameters import Parameters
 from helper.room import LOOK_INTERVAL, RoomLimits, SpoolRoom
+from helper.upload import SMALL_MESSAGE, WAITS_AT_LEAST
 
 PARAMETERS = Parameters(3, 7, 10, 1000)
 DATA = plaintext(20_000)
@@ -279,6 +280,32 @@ def test_a_second_upload_waits_for_the_first_and_says_why(small_quota: World) ->
     assert world.run(first.close()) == expected(DATA, PARAMETERS).cap
     world.wait(60)
     assert writing == [expected(DATA, PARAMETERS, b"o" * 16).cap]
+
+
+def test_one_that_waits_gives_its_messages_up_if_others_want_the_memory_and_goes_on_later(small_quota: World) -> None:
+    world = small_quota
+    first = world.upload(PARAMETERS)
+    world.run(first.write(DATA))
+    told: list[str] = []
+    second = world.upload(PARAMETERS, key=b"o" * 16, on_paused=lambda why, _patience: told.append(why.code))
+    writing = outcome(begin(write_all(second, DATA)))
+    world.wait(WAITS_AT_LEAST - 1)
+    (waits,) = [u for u in world.uploads._by_name.values() if u.waits_for]
+    world.uploads.memory_wanted()
+    assert waits.session.received > waits.session.durable, "it has not waited for long"
+    world.wait(2)
+    world.uploads.memory_wanted()
+    assert waits.session.received == waits.session.durable
+    assert waits.waits_for == "room"
+    world.wait(100)
+    assert told[0] == "memory-short"
+    assert waits.session.received - waits.session.durable <= SMALL_MESSAGE
+    assert waits.waits_for == "room"
+    assert not writing
+    assert world.run(first.close()) == expected(DATA, PARAMETERS).cap
+    world.wait(60)
+    assert writing == [expected(DATA, PARAMETERS, b"o" * 16).cap]
+    assert world.uploads.counters["messages_given_up"] == 1
 
 
 def test_two_that_wait_for_each_other_do_not_wait_for_ever(small_quota: World) -> None:

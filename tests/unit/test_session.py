@@ -31,6 +31,7 @@ from helper.events import (
     ForgetCompletion,
     ForgetStorageIndex,
     IdleFor,
+    MemoryWanted,
     PublishRecorded,
     PublishShares,
     PushedTo,
@@ -389,6 +390,49 @@ def repeats_that_wait_count_against_a_credit_too(p: Playbook) -> None:
     p.on(put(4, 0, 400), refused(4, "credit-exceeded", limit=1000, came=1200))
     p.on(put(5, 0, 200))
     p.on(put(6, 400, 400), Store(DATA[400:800]))
+
+
+@playbook(attrs.evolve(PARAMETERS, max_segment_size=30))
+def what_waits_for_servers_is_given_up_when_others_want_the_memory(p: Playbook) -> None:
+    p.given(StagingEnough(True), put(1, 0, 300), Stored(300))
+    p.on(put(2, 300, 100))
+    p.on(put(3, 400, 100))
+    p.on(put(4, 350, 100))  # a repeat
+    p.is_as(received=500, durable=300, paused=True)
+    p.on(MemoryWanted(0), *(refused(call, "memory-short") for call in (2, 3, 4)))
+    p.is_as(received=300, durable=300, paused=False, credit=1000)
+    p.on(put(5, 400, 100), refused(5, "offset-gap", expected=300, came=400))
+    p.on(put(6, 300, 100))
+    p.on(PushedTo(300), Store(DATA[300:400]))
+    p.on(Stored(400), Reply(6, {"durable": 400, "credit": 1000}))
+
+
+@playbook()
+def what_is_on_its_way_to_the_disk_is_not_given_up(p: Playbook) -> None:
+    p.given(put(1, 0, 100), put(2, 100, 100), put(3, 200, 100))
+    p.on(MemoryWanted(100), refused(3, "memory-short"))
+    p.is_as(received=200)
+    p.on(put(4, 200, 50), Store(DATA[200:250]))
+    p.on(Stored(200), needing(1, 200, 950), needing(2, 200, 950), BeginPlacing())
+
+
+@playbook()
+def a_finish_that_needs_what_is_given_up_is_refused_too(p: Playbook) -> None:
+    p.given(put(1, 0, 100), put(2, 100, 100), finish(3, 200))
+    p.on(MemoryWanted(100), refused(2, "memory-short"), ForgetCompletion(), refused(3, "memory-short"))
+    p.is_as(state=State.OPEN, received=100, storage_index=None)
+    p.given(Stored(100), put(4, 100, 100))
+    p.on(finish(5, 200))
+    p.on(Stored(200), Reply(4, {"durable": 200, "credit": 1000}), Complete(200))
+
+
+@playbook()
+def an_upload_that_is_complete_or_over_gives_up_nothing(p: Playbook) -> None:
+    assert p.session.can_let_go
+    p.given(put(1, 0, 100), Stored(100), finish(2, 100), completed(100))
+    assert not p.session.can_let_go
+    p.given(AbortReceived(3))
+    assert not p.session.can_let_go
 
 
 @playbook()

@@ -38,6 +38,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.calls = 0
         self.waiting: dict[int, Any] = {}  # call: the event that brought it
         self.handed = bytearray()
+        self.stores: list[int] = []  # offsets at which what the driver was given to store ends
         self.compares: list[events.Compare] = []
         self.completes: list[events.Complete] = []
         self.durable = 0
@@ -81,6 +82,7 @@ class SessionMachine(RuleBasedStateMachine):
                 case events.Store(data):
                     assert not self.dropped
                     self.handed += data
+                    self.stores.append(len(self.handed))
                     assert CONTENT.startswith(bytes(self.handed))
                 case events.Compare(_call, offset, data):
                     assert offset + len(data) <= self.session.durable
@@ -312,6 +314,21 @@ class SessionMachine(RuleBasedStateMachine):
         elif mind == 1:
             self.tell(events.Failed(errors.InternalError("KeyError")))
 
+    @precondition(lambda self: self.session.can_let_go)
+    @rule(messages=st.integers(0, 3))
+    def others_want_the_memory(self, messages: int) -> None:
+        """Messages for which there was no room in the spool, the last ones that were to be stored, are let go."""
+        ends = [end for end in [self.session.durable, *self.stores] if self.session.durable <= end]
+        keep = ends[max(0, len(ends) - 1 - messages)]
+        unstored = len(self.handed) - keep
+        self.driver_lets_go_of_all_beyond(keep)
+        self.tell(events.MemoryWanted(unstored))
+        assert self.session.received == keep
+
+    def driver_lets_go_of_all_beyond(self, offset: int) -> None:
+        del self.handed[offset:]
+        self.stores = [end for end in self.stores if end <= offset]
+
     @rule()
     def the_disk_and_servers_keep_up(self) -> None:
         if self.session.durable < len(self.handed) and not self.dropped:
@@ -343,7 +360,7 @@ class SessionMachine(RuleBasedStateMachine):
         if state in ENDED or not self.unplaced:
             durable = 0
         if self.decided is None or state in ENDED:
-            del self.handed[durable:]
+            self.driver_lets_go_of_all_beyond(durable)
             self.told = self.assigned  # stock servers have dropped their shares; staging servers never knew it
             self.durable = durable
         if state in ENDED:

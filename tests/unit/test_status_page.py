@@ -321,9 +321,9 @@ def test_statistics_are_numbers_with_stable_names() -> None:
         assert {name.removeprefix("streaming_helper.") for name in stats} == {
             "open", "opened", "resumed", "finished", "aborted", "failed", "expired", "bytes_received",
             "bytes_pushed_again", "shares_lost", "shares_rehomed", "servers_stalled", "deduplicated",
-            "deduplicated_existing", "deduplicated_streamed_before", "looked_up", "records_left", "waiting",
-            "waiting_for_servers",
-            "waiting_for_room", "waiting_for_disk", "not_read_yet", "spool_stored", "spool_reserved", "spool_on_disk",
+            "deduplicated_existing", "deduplicated_streamed_before", "looked_up", "messages_given_up", "records_left",
+            "waiting", "waiting_for_servers", "waiting_for_room", "waiting_for_disk", "not_read_yet",
+            "spool_stored", "spool_reserved", "spool_on_disk",
             *(f"uploads_{state.value}" for state in State)}
         assert (stats["streaming_helper.uploads_open"], stats["streaming_helper.spool_stored"]) == (1, 5000)
 

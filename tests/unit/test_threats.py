@@ -21,13 +21,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import reactor_loop
 from foolscap.api import SturdyRef
 from foolscap_tokens import begun_call, call, call_head, string, token
 from loopback import LoopbackHelper, client_tub
 from threat_helper import RawPeer, ThreatenedHelper, peak_memory, zeros
-from world import expected
+from twisted.internet.defer import Deferred
+from world import expected, write_all
 
 from client_shim.errors import HelperRefused
 from client_shim.helper_edge import HelperLink, connect
@@ -35,6 +37,7 @@ from client_shim.upload import StreamingUpload
 from helper.bounded_broker import NEGOTIATION_BYTES, ConnectionBounds
 from helper.interfaces import LARGEST_MESSAGE_MAX, SIZE_MAX, MiB
 from helper.parameters import Parameters
+from helper.settings import Settings
 from helper.token_stream import CLOSE, INT, LONGINT, OPEN, STRING
 
 #: Threat: (tests that carry it out, as `file: name` in tests/; what is left to say).
@@ -76,6 +79,8 @@ THREATS: dict[str, tuple[list[str], str]] = {
     "S8 memory by Foolscap": ([
         "unit/test_threats.py: test_s8_a_violation_takes_no_memory_and_ends_the_connection",
         "unit/test_threats.py: test_s8_calls_without_answers_are_not_read_beyond_a_bound",
+        ("unit/test_threats.py: "
+         "test_s8_uploads_that_wait_with_all_the_memory_give_it_up_to_one_that_can_go_on"),
         "integration/test_helper_tub.py: test_s8_a_peer_that_announces_too_much_is_disconnected_and_others_go_on",
         "unit/test_threats_servers.py: test_s8_a_storage_server_that_answers_too_much_is_disconnected"], ""),
     "S9 secrets in logs": ([
@@ -347,6 +352,39 @@ def test_s8_many_connections_that_say_nothing_do_not_keep_others_out(threatened:
         with pytest.raises(ConnectionResetError):
             many[0].recv(1)  # the oldest made room
         assert grown() < ALLOWED
+
+
+def test_s8_uploads_that_wait_with_all_the_memory_give_it_up_to_one_that_can_go_on(tmp_path: Path) -> None:
+    """The spool is full but for what is reserved for the first; all others wait for room, each on a connection of its
+    own, with more than all connections may hold."""
+    declared = os.urandom(300_000)
+    bounds = ConnectionBounds(in_all=MiB, reserve=MiB, always=8 * 1024, patience=4)
+    settings = Settings(spool_quota=400_000, free_disk=0)
+
+    async def go(helper: LoopbackHelper) -> None:
+        async def link(tub: Any) -> HelperLink:
+            return await connect(tub, helper.furl)
+
+        tubs = [client_tub(f"waits {i}") for i in range(11)]
+        first = StreamingUpload(lambda: link(helper.client), attrs.evolve(PARAMETERS, size=len(declared)),
+                                reactor_loop.reactor, key=b"d" * 16)
+        await first.write(declared[:1000])
+        answers: list[Any] = []
+        for i, tub in enumerate(tubs):
+            other = await link(tub)
+            await other.open(bytes([i]) * 32, PARAMETERS.to_wire())
+            Deferred.fromCoroutine(other.put_ciphertext(bytes([i]) * 32, 0, bytes(200_000))).addBoth(answers.append)
+        await reactor_loop.turns(lambda: helper.ledger.held >= bounds.in_all + bounds.reserve)
+        assert await write_all(first, declared[1000:]) == expected(declared, PARAMETERS, b"d" * 16).cap
+        codes = [answer.value.code for answer in answers]
+        assert len(codes) >= 6
+        assert set(codes) == {"memory-short"}
+        for tub in tubs:
+            await tub.stopService()
+
+    with LoopbackHelper(tmp_path, settings, bounds=bounds) as helper:
+        reactor_loop.run(partial(go, helper), patience=60)
+        assert helper.uploads.counters["messages_given_up"] >= 6
 
 
 # -- other threats at this edge ----------------------------------------------------------------------------
