@@ -1,17 +1,11 @@
-"""The helper's memory across restarts: SQLite beside the spool. Records of uploads; other tables may follow.
+"""The helper's memory across restarts, on the reactor: a ledger_file.py whose calls answer with Deferreds.
 
-LedgerFile is the file: its calls block for a sync and belong into a thread. Ledger is its face on the reactor:
-what is written while one transaction runs goes into the next together (group commit).
+What is written while one transaction runs goes into the next together (group commit).
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sqlite3
-import threading
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import attrs
@@ -20,216 +14,15 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from helper.dedup_records import CREATE_RECORDS, CREATE_RECORDS_EXPIRY
-from helper.disk import fsync_directory, make_directory, reason_of
 from helper.errors import SpoolFailed
+from helper.ledger_file import LedgerFile, LedgerUnusable, Recorded, put, remove, set_uptime, touch
 from helper.spool import RunInThread
-from helper.upload_records import (
-    ADD_STAGING_ENOUGH,
-    ADD_STAGINGS,
-    ADD_UPTIME,
-    ALL_UPLOADS,
-    CREATE_UPLOADS,
-    PUT_UPLOAD,
-    UploadRecord,
-    record_of,
-    row_of,
-)
-from helper.wal_database import Change, reason_of_failure, transaction
-
-#: In the directory of the helper's own files, beside the spool.
-LEDGER_NAME = "ledger.sqlite"
-
-#: What takes the schema from one version to the next: a list of statements each. Only ever add to its end; the
-#: version (user_version) of a file is how many of these it has seen.
-SCHEMA: Sequence[Sequence[str]] = (
-    (CREATE_UPLOADS,),
-    ADD_UPTIME,
-    ADD_STAGINGS,
-    ADD_STAGING_ENOUGH,
-    (CREATE_RECORDS, CREATE_RECORDS_EXPIRY),
-)
-
-
-class LedgerUnusable(Exception):
-    """The helper cannot start with this ledger; the text is for its operator."""
+from helper.upload_records import UploadRecord
+from helper.wal_database import Change, reason_of_failure
 
 
 class LedgerFailed(SpoolFailed):
     """Nothing can be recorded now."""
-
-
-def put(*records: UploadRecord) -> Change:
-    """Add or replace records of uploads. Raises ValueError for one that could not be read again."""
-    return Change(PUT_UPLOAD, [row_of(record) for record in records])
-
-
-def touch(names: Iterable[str], when: float, uptime: float) -> Change:
-    """Somebody still wants these uploads: see `touched` and `wanted_at` of their records."""
-    return Change("UPDATE uploads SET touched = ?, wanted_at = ? WHERE name = ?",
-                  [(when, uptime, name) for name in names])
-
-
-def set_uptime(seconds: float) -> Change:
-    """The helper's heartbeat: it has been up for so long, in all its runs."""
-    return Change("UPDATE helper SET uptime = ?", [(seconds,)])
-
-
-def remove(names: Iterable[str]) -> Change:
-    """Forget uploads."""
-    return Change("DELETE FROM uploads WHERE name = ?", [(name,) for name in names])
-
-
-@attrs.frozen
-class Recorded:
-    """What a ledger has: the records of uploads, in the order in which they were opened, and the helper's uptime."""
-
-    uploads: list[UploadRecord]
-    uptime: float = 0.0
-
-
-class LedgerFile:
-    """The database in `path`, for one process alone. Every change is durable when its call returns.
-
-    After an sqlite3.Error nothing more may be asked of it than `reopen`: what a failed sync has left is not known.
-    """
-
-    def __init__(self, path: Path, schema: Sequence[Sequence[str]] = SCHEMA) -> None:
-        self._path = path
-        self._schema = schema
-        self._lock = threading.Lock()
-        self._open: sqlite3.Connection | None = None
-
-    def open(self, spool_files: int = 0) -> bool:
-        """Open the file, or make it (mode 0600, in a directory of mode 0700). Whether it was made.
-
-        Raises LedgerUnusable, with the file's name, and leaves the file as it is; also if it is missing and there are
-        `spool_files`, which only a ledger tells the meaning of.
-        """
-        make_directory(self._path.parent)
-        try:
-            new = not os.path.lexists(self._path)
-            if new and spool_files:
-                raise LedgerUnusable(f"{self._path}: this ledger is missing, but its spool has {spool_files} "
-                                     f"file{'' if spool_files == 1 else 's'}; {_ADVICE}")
-            if new:
-                self._make()
-            self._connect()
-        except (sqlite3.Error, OSError) as e:
-            self.close()
-            raise LedgerUnusable(f"{self._path}: {_explained(e)}") from e
-        except LedgerUnusable:
-            self.close()
-            raise
-        return new
-
-    def reopen(self) -> Recorded:
-        """Open the file anew, after a change has failed, and read what the disk has of it.
-
-        Raises sqlite3.Error, OSError or LedgerUnusable, and may be tried again.
-        """
-        self.close()
-        for path in (self._path, self._with("-wal")):
-            with contextlib.suppress(FileNotFoundError):
-                _forget_cached(path)
-        with self._lock:
-            self._connect()
-        return self.read()
-
-    def close(self) -> None:
-        """No calls after this but `reopen`."""
-        with self._lock:
-            if self._open is not None:
-                self._open.close()
-                self._open = None
-
-    def apply(self, changes: Iterable[Change]) -> None:
-        """Make these changes in their order, all or none."""
-        with self._lock, transaction(self._db):
-            for change in changes:
-                self._db.executemany(change.sql, change.rows)
-
-    def all(self) -> list[UploadRecord]:
-        """Every record of an upload. Raises LedgerUnusable if one cannot be understood."""
-        with self._lock:
-            rows = self._db.execute(ALL_UPLOADS).fetchall()
-        return [self._record_of(row) for row in rows]
-
-    def read(self) -> Recorded:
-        """Everything. Raises LedgerUnusable if it cannot be understood."""
-        with self._lock:
-            row = self._db.execute("SELECT uptime FROM helper").fetchone()
-        if row is None or not (isinstance(row[0], float) and 0 <= row[0] < float("inf")):
-            raise LedgerUnusable(f"{self._path}: the helper's uptime is damaged: "
-                                 f"expected seconds, got {row and row[0]}")
-        return Recorded(self.all(), row[0])
-
-    def select(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
-        """The rows of another table than that of uploads."""
-        with self._lock:
-            return self._db.execute(sql, values).fetchall()
-
-    def _record_of(self, row: tuple[Any, ...]) -> UploadRecord:
-        try:
-            return record_of(row)
-        except ValueError as e:
-            raise LedgerUnusable(f"{self._path}: the record of an upload is damaged: {e}") from e
-
-    @property
-    def _db(self) -> sqlite3.Connection:
-        if self._open is None:
-            raise sqlite3.ProgrammingError("the ledger is not open")
-        return self._open
-
-    def _make(self) -> None:
-        """Make the file under another name first: one under the right name is complete, or damaged."""
-        if os.path.lexists(self._with("-wal")):  # SQLite would take it for that of the new file
-            raise LedgerUnusable(f"{self._path}: this ledger is missing, but its log is there; {_ADVICE}")
-        unfinished = self._with(".new")
-        for suffix in ("", "-wal", "-shm"):
-            unfinished.with_name(unfinished.name + suffix).unlink(missing_ok=True)
-        os.close(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        making = LedgerFile(unfinished, self._schema)
-        making._connect(empty=True)
-        making.close()  # this also brings all of its write-ahead log into the file, synced
-        unfinished.rename(self._path)
-        fsync_directory(self._path.parent)
-
-    def _with(self, suffix: str) -> Path:
-        return self._path.with_name(self._path.name + suffix)
-
-    def _connect(self, empty: bool = False) -> None:
-        if not empty and self._path.stat().st_size == 0:  # for SQLite that is a database without tables
-            raise LedgerUnusable(f"{self._path}: this ledger is damaged: it is empty; {_ADVICE}")
-        os.chmod(self._path, 0o600)
-        # Read-write, never create. No waiting: nobody else may have it open.
-        self._open = sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=rw", uri=True, timeout=0,
-                                     check_same_thread=False, isolation_level=None)
-        self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
-        (mode,) = self._db.execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            raise LedgerUnusable(f"{self._path}: expected journal mode wal, got {mode}; is this a local disk?")
-        self._db.execute("PRAGMA synchronous = FULL")
-        found = self._db.execute("PRAGMA integrity_check(1)").fetchone()[0]
-        if found != "ok":
-            raise LedgerUnusable(f"{self._path}: this ledger is damaged: {found.splitlines()[0]}; {_ADVICE}")
-        self._migrate(empty)
-
-    def _migrate(self, empty: bool) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version > len(self._schema):
-            raise LedgerUnusable(f"{self._path}: this ledger has version {version}, of a newer helper; this one knows "
-                                 f"versions up to {len(self._schema)}")
-        if version == 0 and not empty:
-            raise LedgerUnusable(f"{self._path}: this is a database, but not a ledger; {_ADVICE}")
-        with transaction(self._db):
-            for step in self._schema[version:]:
-                for statement in step:
-                    self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {len(self._schema)}")
-
-
-_ADVICE = "uploads in progress cannot be resumed without it; restore it, or move it and the spool away"
 
 
 #: While nothing can be recorded it is tried again this often; seconds. What an operator frees is not told to us.
@@ -481,24 +274,3 @@ def _essence(record: UploadRecord) -> tuple[UploadRecord, object]:
     """What must be the same of a record that was written and read again."""
     error = None if record.error is None else (record.error.code, record.error.fields())
     return attrs.evolve(record, touched=0.0, wanted_at=0.0, error=None), error
-
-
-def _forget_cached(path: Path) -> None:
-    """Let the kernel read a file from the disk again: if a sync has failed its memory may have what the disk has not.
-    Not while SQLite has the file open, which would lose its locks."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(fd)
-
-
-def _explained(error: sqlite3.Error | OSError) -> str:
-    if isinstance(error, OSError):
-        return f"this ledger cannot be opened: {reason_of(error)}"
-    name = getattr(error, "sqlite_errorname", "")
-    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return "this ledger is in use by another process"
-    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        return f"this ledger is damaged: {error}; {_ADVICE}"
-    return f"this ledger cannot be opened: {error}"

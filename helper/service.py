@@ -36,7 +36,8 @@ from helper.bounded_broker import TO_STORAGE_SERVERS, bound, for_connections, ne
 from helper.codec import describe_code
 from helper.foolscap_edge import AnnouncingHelper, StreamingHelper
 from helper.grid import TahoeGrid
-from helper.ledger import LEDGER_NAME, Ledger, LedgerFile, LedgerUnusable
+from helper.ledger import Ledger
+from helper.ledger_file import LEDGER_NAME, LedgerFile, LedgerUnusable
 from helper.settings import Settings, SettingsError, read_settings
 from helper.spool import Spool, SpoolLocked
 from helper.status import statistics

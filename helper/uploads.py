@@ -17,7 +17,8 @@ from helper.dedup import Deduplication
 from helper.dedup_store import SealedRecords
 from helper.in_flight import InFlight
 from helper.interfaces import SEEDS_MAX, STORAGE_INDEX_SIZE, UPLOAD_ID_SIZE
-from helper.ledger import Ledger, LedgerFailed, Recorded
+from helper.ledger import Ledger, LedgerFailed
+from helper.ledger_file import Recorded
 from helper.leftovers import Leftovers
 from helper.parameters import Parameters
 from helper.placement import staging_suffices

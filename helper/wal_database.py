@@ -22,6 +22,10 @@ class DatabaseUnusable(Exception):
     """The file cannot be used, and was left as it is; the text says why, without its name."""
 
 
+class DatabaseDamaged(DatabaseUnusable):
+    """What was in it is not there, or not readable."""
+
+
 @attrs.frozen
 class Change:
     """One statement and the rows to run it for."""
@@ -38,8 +42,8 @@ class WalDatabase:
     version (user_version) of a file is how many of these it has seen. `page_size` (bytes) counts when the file is
     made.
 
-    After an sqlite3.Error nothing more may be asked of it but `close`: what a failed sync has left is not known.
-    `open` then brings all that it finds to the disk anew.
+    After an sqlite3.Error nothing more may be asked of it but `close` and `reopen`: what a failed sync has left is not
+    known. `open` and `reopen` bring all that they find to the disk anew.
     """
 
     def __init__(self, path: Path, schema: Sequence[Sequence[str]], page_size: int = 4096) -> None:
@@ -62,14 +66,24 @@ class WalDatabase:
             self._connect()
         except (sqlite3.Error, OSError) as e:
             self._drop()
-            raise DatabaseUnusable(_explained(e)) from e
+            raise _explained(e) from e
         except DatabaseUnusable:
             self._drop()
             raise
         return new
 
+    def reopen(self) -> None:
+        """After a change has failed: open the file anew, for what the disk has of it and not what memory has. One that
+        is gone is not made. Raises sqlite3.Error, OSError or DatabaseUnusable, and may be tried again."""
+        with self._lock:
+            self._drop()
+            for path in (self.path, self._with("-wal")):
+                with contextlib.suppress(FileNotFoundError):
+                    _forget_cached(path)
+            self._connect()
+
     def close(self) -> None:
-        """No calls after this, but `open`."""
+        """No calls after this, but `open` and `reopen`."""
         with self._lock:
             self._drop()
 
@@ -99,7 +113,7 @@ class WalDatabase:
     def _make(self) -> None:
         """Make the file under another name first: one under the right name is complete, or damaged."""
         if os.path.lexists(self._with("-wal")):  # SQLite would take it for that of the new file
-            raise DatabaseUnusable("it is missing, but its log (-wal) is there")
+            raise DatabaseDamaged("it is missing, but its log (-wal) is there")
         unfinished = self._with(".new")
         for suffix in ("", "-wal", "-shm"):
             unfinished.with_name(unfinished.name + suffix).unlink(missing_ok=True)
@@ -115,7 +129,7 @@ class WalDatabase:
 
     def _connect(self, empty: bool = False) -> None:
         if not empty and self.path.stat().st_size == 0:  # for SQLite that is a database without tables
-            raise DatabaseUnusable("it is damaged: it is empty")
+            raise DatabaseDamaged("it is damaged: it is empty")
         os.chmod(self.path, 0o600)
         # Read-write, never create. No waiting: nobody else may have it open.
         self._open = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=rw", uri=True, timeout=0,
@@ -129,7 +143,7 @@ class WalDatabase:
         self._db.execute("PRAGMA secure_delete = FAST")
         found = self._db.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if found != "ok":
-            raise DatabaseUnusable(f"it is damaged: {found.splitlines()[0]}")
+            raise DatabaseDamaged(f"it is damaged: {found.splitlines()[0]}")
         self._migrate(empty)
         # After a sync that failed, what is read may be in no more than the system's memory: write and sync it anew.
         (busy, _frames, _moved) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -142,7 +156,9 @@ class WalDatabase:
             raise DatabaseUnusable(f"it has version {version}, of a newer program; this one knows versions up to "
                                    f"{len(self._schema)}")
         if version == 0 and not empty:
-            raise DatabaseUnusable("it is a database, but another one")
+            raise DatabaseDamaged("it is a database, but another one")
+        if version == len(self._schema):
+            return
         with transaction(self._db):
             for step in self._schema[version:]:
                 for statement in step:
@@ -164,15 +180,25 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def _explained(error: sqlite3.Error | OSError) -> str:
+def _explained(error: sqlite3.Error | OSError) -> DatabaseUnusable:
     if isinstance(error, OSError):
-        return f"it cannot be opened: {reason_of(error)}"
+        return DatabaseUnusable(f"it cannot be opened: {reason_of(error)}")
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return "it is in use by another process"
+        return DatabaseUnusable("it is in use by another process")
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        return f"it is damaged: {error}"
-    return f"it cannot be opened: {error}"
+        return DatabaseDamaged(f"it is damaged: {error}")
+    return DatabaseUnusable(f"it cannot be opened: {error}")
+
+
+def _forget_cached(path: Path) -> None:
+    """Let the kernel read a file from the disk again: if a sync has failed its memory may have what the disk has not.
+    Not while SQLite has the file open, which would lose its locks."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
 
 
 def reason_of_failure(error: BaseException | None) -> str:

@@ -20,7 +20,8 @@ from client_shim.helper_edge import HelperLink, connect
 from client_shim.upload import StreamingUpload
 from helper.bounded_broker import ConnectionBounds, bound, new_ledger
 from helper.foolscap_edge import AnnouncingHelper, StreamingHelper
-from helper.ledger import LEDGER_NAME, Ledger, LedgerFile
+from helper.ledger import Ledger
+from helper.ledger_file import LEDGER_NAME, LedgerFile
 from helper.parameters import Parameters
 from helper.settings import Settings
 from helper.spool import Spool

@@ -35,7 +35,8 @@ from client_shim.helper_edge import HelperAnswer, _decode
 from client_shim.upload import StreamingUpload
 from helper.foolscap_edge import StreamingHelper, WireAnswer
 from helper.interfaces import LARGEST_MESSAGE, RIStreamingHelper
-from helper.ledger import LEDGER_NAME, Ledger, LedgerFile, Recorded
+from helper.ledger import Ledger
+from helper.ledger_file import LEDGER_NAME, LedgerFile, Recorded
 from helper.parameters import Parameters
 from helper.settings import Settings
 from helper.spool import ASIDE, RunInThread, Spool

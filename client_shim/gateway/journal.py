@@ -22,7 +22,7 @@ from client_shim.gateway.handle_errors import JournalFailed, JournalUnusable
 from client_shim.gateway.handle_records import COLUMNS, CREATE_HANDLES, HandleRecord, RingRow, record_of, row_of
 from client_shim.gateway.resumable_hash import HashState
 from helper.interfaces import LITERAL_MAX
-from helper.wal_database import Change, DatabaseUnusable, WalDatabase, reason_of_failure
+from helper.wal_database import Change, DatabaseDamaged, DatabaseUnusable, WalDatabase, reason_of_failure
 
 #: In the gateway's own directory.
 JOURNAL_NAME = "journal.sqlite"
@@ -124,7 +124,8 @@ class JournalFile:
             self._database.close()
             self._database.open()
         except DatabaseUnusable as e:
-            raise JournalUnusable(str(self._path), f"this journal of uploads cannot be used: {e}; {_ADVICE}") from e
+            advice = f"; {_ADVICE}" if isinstance(e, DatabaseDamaged) else ""
+            raise JournalUnusable(str(self._path), f"this journal of uploads cannot be used: {e}{advice}") from e
 
     def close(self) -> None:
         self._database.close()

@@ -22,7 +22,8 @@ from twisted.python.failure import Failure
 from world import SMALL
 
 from helper.foolscap_edge import StreamingHelper
-from helper.ledger import LEDGER_NAME, Ledger, LedgerFile, Recorded
+from helper.ledger import Ledger
+from helper.ledger_file import LEDGER_NAME, LedgerFile, Recorded
 from helper.parameters import Parameters
 from helper.settings import Settings
 from helper.spool import ASIDE, Spool
@@ -70,8 +71,8 @@ class SimulatedLedgerFile(LedgerFile):
 
     def state_of(self, storage_index: bytes) -> list[str]:
         """States recorded of the uploads of a storage index."""
-        return [state for (state,) in self._db.execute(
-            "SELECT state FROM uploads WHERE storage_index = ?", (storage_index,)).fetchall()]
+        return [state for (state,) in self.select(
+            "SELECT state FROM uploads WHERE storage_index = ?", storage_index)]
 
 
 @attrs.frozen

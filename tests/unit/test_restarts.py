@@ -16,7 +16,7 @@ from world import KEY, SI, SMALL, World, begin, expected, outcome, plaintext, wi
 from client_shim.cipher import Encryptor
 from client_shim.errors import HelperRefused
 from helper.ciphertext import CiphertextHasher
-from helper.ledger import LEDGER_NAME, LedgerUnusable
+from helper.ledger_file import LEDGER_NAME, LedgerUnusable
 from helper.parameters import Parameters
 from helper.session import State
 

@@ -9,7 +9,7 @@ import pytest
 import reactor_loop
 from twisted.internet.defer import maybeDeferred
 
-from helper.ledger import LedgerUnusable
+from helper.ledger_file import LedgerUnusable
 from helper.service import SPOOL_DIRECTORY, StreamingHelperService
 from helper.settings import Settings
 from helper.spool import Spool, SpoolLocked

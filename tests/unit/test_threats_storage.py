@@ -26,7 +26,7 @@ from world import SI, World, begin, expected, plaintext
 from client_shim.errors import HelperRefused
 from helper.interfaces import UPLOAD_ID_SIZE
 from helper.layout import DATA_OFFSET
-from helper.ledger import LEDGER_NAME, LedgerFile, LedgerUnusable
+from helper.ledger_file import LEDGER_NAME, LedgerFile, LedgerUnusable
 from helper.parameters import Parameters
 from helper.placement import Allocation
 from helper.sinks import Granted, StorageServer, Target
