@@ -32,8 +32,9 @@ from twisted.scripts import twistd
 from zope.interface import implementer
 
 from helper import free_memory
-from helper.bounded_broker import TO_STORAGE_SERVERS, bound, for_connections, new_ledger
+from helper.bounded_broker import bound, new_memory
 from helper.codec import describe_code
+from helper.connection_memory import TO_STORAGE_SERVERS, for_connections
 from helper.foolscap_edge import AnnouncingHelper, StreamingHelper
 from helper.grid import TahoeGrid
 from helper.ledger import Ledger
@@ -136,8 +137,8 @@ class StreamingClient(tahoe_client._Client):  # type: ignore[misc]
     def __init__(self, config: Any, main_tub: Any, i2p_provider: Any, tor_provider: Any,
                  introducer_clients: Any, storage_farm_broker: Any) -> None:
         settings = read_settings(Path(config.get_config_path()))
-        self._connections = new_ledger(for_connections(settings.connections_max))
-        bound(_quiet(main_tub), self._connections)
+        self._connection_memory = new_memory(for_connections(settings.connections_max))
+        bound(_quiet(main_tub), self._connection_memory)
         bound_to_servers(storage_farm_broker)
         super().__init__(config, main_tub, i2p_provider, tor_provider, introducer_clients, storage_farm_broker)
 
@@ -153,7 +154,7 @@ class StreamingClient(tahoe_client._Client):  # type: ignore[misc]
             self.introducer_clients)
         service.setServiceParent(self)
         self._streaming = service
-        self._connections.on_stuck = service.uploads.memory_wanted
+        self._connection_memory.on_stuck = service.uploads.memory_wanted
         self.stats_provider.register_producer(service)
         furl = self.tub.registerReference(
             StreamingHelper(service.uploads), furlFile=self._furl_file("streaming-helper.furl"))
@@ -171,11 +172,11 @@ class StreamingClient(tahoe_client._Client):  # type: ignore[misc]
 
 def bound_to_servers(storage_farm_broker: Any) -> None:
     """Let the Tubs that the broker makes, one for each storage server, be quiet and keep to bounds, together."""
-    make_tub, ledger = storage_farm_broker._tub_maker, new_ledger(TO_STORAGE_SERVERS)
+    make_tub, memory = storage_farm_broker._tub_maker, new_memory(TO_STORAGE_SERVERS)
 
     def make_bounded(overrides: Any) -> Any:
         tub = _quiet(make_tub(overrides))
-        bound(tub, ledger)
+        bound(tub, memory)
         return tub
 
     storage_farm_broker._tub_maker = make_bounded

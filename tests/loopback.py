@@ -18,7 +18,8 @@ from world import SMALL
 
 from client_shim.helper_edge import HelperLink, connect
 from client_shim.upload import StreamingUpload
-from helper.bounded_broker import ConnectionBounds, bound, new_ledger
+from helper.bounded_broker import bound, new_memory
+from helper.connection_memory import ConnectionBounds
 from helper.foolscap_edge import AnnouncingHelper, StreamingHelper
 from helper.ledger import Ledger
 from helper.ledger_file import LEDGER_NAME, LedgerFile
@@ -69,9 +70,9 @@ class LoopbackHelper:
         self.tub = reactor_loop.listening_tub("helper")
         self.tub.setOption("logLocalFailures", False)
         self.tub.setOption("logRemoteFailures", False)
-        self.ledger = new_ledger(self.bounds)
-        bound(self.tub, self.ledger)
-        self.ledger.on_stuck = self.uploads.memory_wanted
+        self.memory = new_memory(self.bounds)
+        bound(self.tub, self.memory)
+        self.memory.on_stuck = self.uploads.memory_wanted
         self.stock = AnnouncingHelper(str(self.directory / "stock"), None, None, None, None)
         self.streaming_furl = self.register(StreamingHelper(self.uploads))
         self.stock.announce(self.streaming_furl, self.settings.largest_message)

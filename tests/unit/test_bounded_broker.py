@@ -21,15 +21,8 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from helper.bounded_broker import (
-    NEGOTIATION_BYTES,
-    TO_STORAGE_SERVERS,
-    BoundedBroker,
-    BoundedNegotiation,
-    ConnectionBounds,
-    Ledger,
-    for_connections,
-)
+from helper.bounded_broker import NEGOTIATION_BYTES, BoundedBroker, BoundedNegotiation
+from helper.connection_memory import TO_STORAGE_SERVERS, ConnectionBounds, ConnectionMemory, for_connections
 from helper.interfaces import LARGEST_MESSAGE_MAX, KiB
 from helper.token_stream import KNOWN_PEER, PING, PONG, STRANGER, STRING
 
@@ -67,10 +60,10 @@ class Connection:
 
     count = 0
 
-    def __init__(self, ledger: Ledger, known: bool = True, accepted: bool = True) -> None:
+    def __init__(self, memory: ConnectionMemory, known: bool = True, accepted: bool = True) -> None:
         Connection.count += 1
         self.transport = StringTransport()
-        self.broker = BoundedBroker(ledger, accepted, TubRef(f"{Connection.count:032}", []), {})
+        self.broker = BoundedBroker(memory, accepted, TubRef(f"{Connection.count:032}", []), {})
         self.ended = False
         self.broker.makeConnection(self.transport)
         self.target = Waiting()
@@ -121,10 +114,10 @@ class Connection:
 class World:
     def __init__(self, bounds: ConnectionBounds = BOUNDS) -> None:
         self.clock = Clock()
-        self.ledger = Ledger(bounds, self.clock)
+        self.memory = ConnectionMemory(bounds, self.clock)
 
     def connect(self, known: bool = True) -> Connection:
-        return Connection(self.ledger, known)
+        return Connection(self.memory, known)
 
 
 async def settle() -> None:
@@ -220,7 +213,7 @@ def test_a_violation_ends_the_connection_and_says_so_in_one_line(logged: list[st
         other.call()
         await settle()
         assert len(other.target.calls) == 1
-        assert world.ledger.held == at_limit.broker.held + other.broker.held
+        assert world.memory.held == at_limit.broker.held + other.broker.held
 
     run(go)
     assert len(logged) == 1
@@ -310,10 +303,10 @@ def test_failed_calls_are_no_longer_held() -> None:
         connection.target.calls[0][1].errback(Failure(ValueError()))
         connection.target.calls[1][1].callback(cast(Any, object()))  # which the schema forbids
         await settle()
-        assert world.ledger.held == connection.broker.held == 0
+        assert world.memory.held == connection.broker.held == 0
         connection.feed(begun_call(7, connection.object, b"no_such_method") + end_of_call(7))
         await settle()
-        assert world.ledger.held == connection.broker.held == 0
+        assert world.memory.held == connection.broker.held == 0
 
     run(go)
 
@@ -328,10 +321,10 @@ def test_what_calls_hold_after_their_connection_is_lost_still_counts() -> None:
         connection.begin(9000, 4000)
         connection.lose()
         await settle()
-        assert 5000 < world.ledger.held < 7000 + OVERHEAD
+        assert 5000 < world.memory.held < 7000 + OVERHEAD
         connection.answer()
         await settle()
-        assert world.ledger.held == 0
+        assert world.memory.held == 0
 
     run(go)
 
@@ -373,7 +366,7 @@ def test_peers_do_not_get_more_by_taking_turns_when_calls_hang() -> None:
             connection.feed()
         await settle()
         most = bounds.in_all + bounds.reserve + (bounds.always + KiB) * len(connections)
-        assert bounds.in_all < world.ledger.held < most
+        assert bounds.in_all < world.memory.held < most
         waiting = [connection for connection in connections if not connection.reading]
         assert len(waiting) > 20
         for _round in range(20):
@@ -384,7 +377,7 @@ def test_peers_do_not_get_more_by_taking_turns_when_calls_hang() -> None:
             for connection in connections:
                 connection.feed()
         assert all(connection.reading for connection in connections)
-        assert world.ledger.held == 0
+        assert world.memory.held == 0
 
     run(go)
 
@@ -444,7 +437,7 @@ def test_when_all_is_held_by_calls_that_are_not_answered_the_owner_is_told() -> 
     async def go() -> None:
         world = World(attrs.evolve(BOUNDS, reserve=100 * KiB, connections=40))
         stuck: list[float] = []
-        world.ledger.on_stuck = lambda: stuck.append(world.clock.seconds())
+        world.memory.on_stuck = lambda: stuck.append(world.clock.seconds())
         holders = [world.connect() for _ in range(12)]
         for connection in holders[:6]:
             connection.call(60 * KiB)
@@ -454,7 +447,7 @@ def test_when_all_is_held_by_calls_that_are_not_answered_the_owner_is_told() -> 
         for connection in holders[6:]:
             connection.call(60 * KiB)
             await settle()
-        assert world.ledger.held >= world.ledger.bounds.in_all + world.ledger.bounds.reserve
+        assert world.memory.held >= world.memory.bounds.in_all + world.memory.bounds.reserve
         for looks in range(4):
             assert len(stuck) == max(0, looks - 1)
             world.clock.advance(BOUNDS.patience / 4)
@@ -466,7 +459,7 @@ def test_when_all_is_held_by_calls_that_are_not_answered_the_owner_is_told() -> 
             for connection in holders:
                 connection.feed()
             await settle()
-        assert world.ledger.held == 0
+        assert world.memory.held == 0
         world.clock.advance(BOUNDS.patience)
         assert len(stuck) == 3
 
@@ -566,10 +559,10 @@ def test_there_may_be_so_many_connections() -> None:
 def test_connections_of_our_own_take_no_place_of_others() -> None:
     async def go() -> None:
         world = World(attrs.evolve(BOUNDS, outgoing=8))
-        ours = [Connection(world.ledger, accepted=False) for _ in range(8)]
+        ours = [Connection(world.memory, accepted=False) for _ in range(8)]
         theirs = [world.connect() for _ in range(BOUNDS.connections)]
         assert not any(connection.dropped for connection in [*ours, *theirs])
-        assert Connection(world.ledger, accepted=False).dropped
+        assert Connection(world.memory, accepted=False).dropped
         assert world.connect().dropped
 
     run(go)
@@ -614,7 +607,7 @@ def test_negotiation_is_bounded_before_it_is_logged(logged: list[str]) -> None:
             _test_options: Any = {}  # noqa: RUF012 (as Foolscap has it)
 
         for size in (NEGOTIATION_BYTES, NEGOTIATION_BYTES + 1):
-            negotiation = BoundedNegotiation(Ledger(BOUNDS, Clock()))
+            negotiation = BoundedNegotiation(ConnectionMemory(BOUNDS, Clock()))
             negotiation.initServer(Listening(), None)
             transport = StringTransport()
             negotiation.makeConnection(transport)
@@ -645,12 +638,12 @@ def test_garbage_never_raises_and_is_never_held_beyond_the_bound(pieces: list[by
             connection.broker.dataReceived(piece)
             assert len(connection.broker.buffer) == 0 or connection.broker.connectionAbandoned
             assert connection.broker.held <= KNOWN_PEER.message + BOUNDS.each
-            assert world.ledger.held == connection.broker.held
+            assert world.memory.held == connection.broker.held
         connection.lose()
         await settle()
         while connection.target.calls:
             connection.answer()
         await settle()
-        assert world.ledger.held == 0
+        assert world.memory.held == 0
 
     run(go)

@@ -17,7 +17,7 @@ from client_shim.dedup import READ_PATIENCE
 from client_shim.sealed_records import FileRecord, seal
 from client_shim.verify import cap_of
 from helper import staging_errors
-from helper.bounded_broker import TO_STORAGE_SERVERS, ConnectionBounds
+from helper.connection_memory import TO_STORAGE_SERVERS, ConnectionBounds
 from helper.dedup import SEARCHES_EACH, SEARCHES_MAX
 from helper.dedup_records import place_of
 from helper.dedup_search import UEBS_READ

@@ -34,7 +34,8 @@ from world import expected, write_all
 from client_shim.errors import HelperRefused
 from client_shim.helper_edge import HelperLink, connect
 from client_shim.upload import StreamingUpload
-from helper.bounded_broker import NEGOTIATION_BYTES, ConnectionBounds
+from helper.bounded_broker import NEGOTIATION_BYTES
+from helper.connection_memory import ConnectionBounds
 from helper.interfaces import LARGEST_MESSAGE_MAX, SIZE_MAX, MiB
 from helper.parameters import Parameters
 from helper.settings import Settings
@@ -374,7 +375,7 @@ def test_s8_uploads_that_wait_with_all_the_memory_give_it_up_to_one_that_can_go_
             other = await link(tub)
             await other.open(bytes([i]) * 32, PARAMETERS.to_wire())
             Deferred.fromCoroutine(other.put_ciphertext(bytes([i]) * 32, 0, bytes(200_000))).addBoth(answers.append)
-        await reactor_loop.turns(lambda: helper.ledger.held >= bounds.in_all + bounds.reserve)
+        await reactor_loop.turns(lambda: helper.memory.held >= bounds.in_all + bounds.reserve)
         assert await write_all(first, declared[1000:]) == expected(declared, PARAMETERS, b"d" * 16).cap
         codes = [answer.value.code for answer in answers]
         assert len(codes) >= 6
