@@ -362,7 +362,10 @@ class FakeShare:
         return self.server.request("read", self.connection, block)
 
     def _data(self) -> bytes:
-        return self.server.published[self.place].data
+        share = self.server.share(*self.place)
+        if share is None:
+            raise ServerError("no such share")
+        return share.data
 
     def _header(self) -> tuple[int, ...]:
         if len(self._data()) < _HEADER.size or self._data()[:4] != b"\0\0\0\2":

@@ -43,6 +43,8 @@ class Client:
         self.opened = False  # the helper has answered `open`
         self.decided = False  # a share was published
         self.called_for = 0.0  # how long the helper had run when it last was seen not to count its upload as idle
+        self.looked_at: float | None = None  # when the helper was asked what is stored already
+        self.placed_meanwhile: set[bytes] = set()  # storage indexes of files that the helper was placing since then
         self.aborting = self.died = self.garbled = False
         self.refusals: list[str] = []
         self.cap: bytes | None = None
@@ -88,7 +90,7 @@ class Client:
         if self.upload.outcome is Outcome.PUBLISHED or self.cap is None:
             return self.file
         key = uri.from_string(self.cap).key
-        return next((other.file for other in self._world.clients if other.file.key == key), self.file)
+        return next((file for file in self._world.files if file.key == key), self.file)
 
     @property
     def adopts(self) -> bool:
@@ -176,6 +178,11 @@ class Client:
 
     def _delay(self) -> float:
         return self._world.duration(self._world.schedule.network) + self.slowness
+
+    def arrived(self, method: str) -> None:
+        """The helper is asked something."""
+        if method == "look_up" and self.looked_at is None:
+            self.looked_at = self._world.clock.seconds()
 
     def _answered(self, method: str, arguments: tuple[Any, ...], wire: WireAnswer) -> None:
         """The helper has given an answer."""

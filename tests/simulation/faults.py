@@ -35,6 +35,7 @@ class FaultKind(enum.Enum):
     SERVER_RESTARTS = "a storage server is killed and comes back"
     SERVERS_GONE = "storage servers are gone for good when an upload is ready, or is being published"
     SERVER_LIES = "a storage server lies about lengths"
+    SHARE_LOST = "a share of a file that is stored is lost"
     DISK_FULL = "the spool's disk is full"
     SPOOL_EXHAUSTED = "the spool's quota is used up"
     DISK_WRITE_FAILS = "a write to the spool fails (EIO)"
@@ -149,6 +150,11 @@ def _disk_fails(call: str, number: int) -> Inject:
     return inject
 
 
+def _lose_share(world: SimulatedWorld, planned: Planned) -> None:
+    """Of the next file that is stored, a little later."""
+    world.lose_share_of_next(planned)
+
+
 def _fill_disk(world: SimulatedWorld, planned: Planned) -> None:
     world.disk.room = int(500 * planned.amount)
     world.later(2 + 20 * planned.amount, world.disk_has_room)
@@ -249,6 +255,7 @@ INJECT: Mapping[FaultKind, Inject] = {
     FaultKind.SERVER_RESTARTS: _restart_server,
     FaultKind.SERVERS_GONE: _gone,
     FaultKind.SERVER_LIES: _lie,
+    FaultKind.SHARE_LOST: _lose_share,
     FaultKind.DISK_FULL: _fill_disk,
     FaultKind.SPOOL_EXHAUSTED: _exhaust_spool,
     FaultKind.DISK_WRITE_FAILS: _disk_fails("pwritev", errno.EIO),

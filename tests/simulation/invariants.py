@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from allmydata.util.happinessutil import servers_of_happiness
+from allmydata.util.hashutil import storage_index_hash
 from world import expected, with_size
 
 from helper.session import ENDED, State
@@ -16,7 +17,10 @@ from simulation.faults import FaultKind
 from simulation.reader import read_file
 
 if TYPE_CHECKING:
+    from oracle import Encoded
+
     from simulation.clients import Client
+    from simulation.schedule import File
     from simulation.simulated_world import SimulatedWorld
 
 _SERVER_FAULTS = frozenset(kind for kind in FaultKind if kind.name.startswith("SERVER"))
@@ -43,6 +47,8 @@ def check_step(world: SimulatedWorld) -> None:
             most = max(world.settings.credit, world.settings.largest_message)
             require(link.unanswered <= most, f"client {client.number} has {link.unanswered} bytes on their way, credit "
                                              f"{world.settings.credit}")
+        if client.looked_at is not None and not client.over:
+            client.placed_meanwhile |= {si for si in map(index_of, world.files) if world.being_placed(si)}
         _check_upload(world, client)
     published = sum([len(server.published) for server in world.servers])
     if published != world.published:
@@ -77,6 +83,8 @@ def _check_upload(world: SimulatedWorld, client: Client) -> None:
         return
     if state in ENDED:
         _check_end(world, client, state, "" if session.error is None else session.error.code)
+        if state is State.DEDUPLICATED:
+            _check_adopted(world, client, session.adopted_index)
         return
     require(session.durable >= client.acknowledged,
             f"{client.acknowledged} bytes of client {client.number} were acknowledged, {session.durable} are left")
@@ -84,6 +92,40 @@ def _check_upload(world: SimulatedWorld, client: Client) -> None:
     client.seen_durable = session.durable
     require(session.received <= client.upload.progress.sent, "more was received than was sent")
     require(session.error is None, f"an upload that is {state.value} has an error: {session.error}")
+
+
+def _check_adopted(world: SimulatedWorld, client: Client, storage_index: bytes | None) -> None:
+    """Of its own file nothing will be left, so the other must be there: all of it when it was looked for, unless the
+    helper is about to place the rest; and any k of its shares give the content."""
+    file = next((file for file in world.files if index_of(file) == storage_index), None)
+    require(file is not None, f"client {client.number} has taken a file that nobody has")
+    assert file is not None
+    require(file.data == client.file.data, f"client {client.number} has taken another content")
+    placed_meanwhile = storage_index in client.placed_meanwhile  # then the helper does not look what has become of it
+    _check_placed(world, client, client.file.parameters.happy, file,
+                  lost_after=None if placed_meanwhile else client.looked_at)
+    if not placed_meanwhile:
+        present = set(world.grid.copies(index_of(file))) | {shnum for shnum, _server_id in _lost(
+            world, file, client.looked_at)}
+        require(len(present) == file.parameters.n, f"client {client.number} has taken a file with shares "
+                                                   f"{sorted(present)} of {file.parameters.n}")
+    _check_readable(world, client, file)
+
+
+def _lost(world: SimulatedWorld, file: File, since: float | None) -> list[tuple[int, bytes]]:
+    """Share numbers and the servers that had them, of what was stored and lost since then."""
+    return [(lost.shnum, lost.server_id) for lost in world.lost
+            if lost.storage_index == index_of(file) and (since is None or lost.at >= since)]
+
+
+def encoding_of(file: File) -> Encoded:
+    """What stock makes of it."""
+    return expected(file.data, with_size(file.parameters, None), file.key)
+
+
+def index_of(file: File) -> bytes:
+    """The storage index."""
+    return bytes(storage_index_hash(file.key))
 
 
 def _check_end(world: SimulatedWorld, client: Client, state: State, code: str) -> None:
@@ -121,7 +163,8 @@ def check_decisions(world: SimulatedWorld) -> None:
     """A share that is published was decided upon, and that is recorded."""
     if not world.running or world.uploads._stopping:
         return
-    for storage_index in {si for server in world.servers for si, _shnum in server.published}:
+    put_before = set(map(index_of, world.schedule.stored))
+    for storage_index in {si for server in world.servers for si, _shnum in server.published} - put_before:
         states = world.ledger_file.state_of(storage_index)
         require(set(states) & {"publishing", "finished"}, f"a share is published, and the ledger says {states}")
     if not _SERVER_FAULTS & set(world.fired_kinds) and not world.ended:
@@ -192,11 +235,12 @@ def check_cap(world: SimulatedWorld, client: Client) -> None:
     encoded = expected(file.data, with_size(file.parameters, None), file.key)
     require(client.cap == encoded.cap, "the cap is not the oracle's")
     require(file.data == client.file.data, "the cap is that of another content")
-    _check_placed(world, client, client.file.parameters.happy)
+    _check_placed(world, client, client.file.parameters.happy, file)
 
 
-def _check_placed(world: SimulatedWorld, client: Client, happy: int) -> None:
-    file = client.result
+def _check_placed(world: SimulatedWorld, client: Client, happy: int, file: File,
+                  lost_after: float | None = None) -> None:
+    """What was lost since then (default: ever) counts as if it were there."""
     encoded = expected(file.data, with_size(file.parameters, None), file.key)
     copies = world.grid.copies(encoded.storage_index)
     sharemap = defaultdict(set)
@@ -204,7 +248,9 @@ def _check_placed(world: SimulatedWorld, client: Client, happy: int) -> None:
         for server, share in found:
             require(share.data == encoded.shares[shnum], f"share {shnum} on {server.name} is not the oracle's")
             sharemap[shnum].add(server.server_id)
-    require(len(copies) >= client.file.parameters.k, f"only shares {sorted(copies)} are placed")
+    for shnum, server_id in _lost(world, file, lost_after):
+        sharemap[shnum].add(server_id)
+    require(len(sharemap) >= client.file.parameters.k, f"only shares {sorted(sharemap)} are placed")
     require(servers_of_happiness(sharemap) >= happy, f"servers of happiness are fewer than {happy}")
 
 
@@ -227,8 +273,7 @@ def leftovers(world: SimulatedWorld) -> list[str]:
     return [server.name for server in world.servers if server.has_leftovers and not server.gone]
 
 
-def _check_readable(world: SimulatedWorld, client: Client) -> None:
-    result = client.result
+def _check_readable(world: SimulatedWorld, client: Client, result: File) -> None:
     placed = world.grid.copies(expected(result.data, with_size(result.parameters, None), result.key).storage_index)
     choices = list(combinations(sorted(placed), result.parameters.k))
     for shnums in random.Random(world.schedule.seed).sample(choices, min(3, len(choices))):
@@ -244,8 +289,8 @@ def check_end(world: SimulatedWorld) -> None:
         encoded = expected(client.file.data, with_size(client.file.parameters, None), client.file.key)
         copies = world.grid.copies(encoded.storage_index)
         if client.cap is not None:
-            _check_placed(world, client, client.file.parameters.happy)
-            _check_readable(world, client)
+            _check_placed(world, client, client.file.parameters.happy, client.result)
+            _check_readable(world, client, client.result)
         upload = world.upload_of(client)
         if upload is not None and upload.session.state in ENDED:
             # One that expired while it was published has left ordinary shares, if some were closed.

@@ -21,17 +21,18 @@ class FaultyLink(WireLink):
     """One connection. What goes over it keeps its order, as over TCP, and takes `delay()` seconds each way.
 
     `on_answer` hears what the helper answers, with the call's arguments, before it is on its way: from then on the
-    client may know it; `on_sent` offset and data of each put_ciphertext.
+    client may know it; `on_sent` offset and data of each put_ciphertext; `on_arrival` what the helper is asked.
     """
 
     def __init__(self, clock: Clock, edge: Any, largest_message: int, choose: random.Random,
                  delay: Callable[[], float], on_answer: Callable[[str, tuple[Any, ...], WireAnswer], None],
-                 on_sent: Callable[[int, bytes], None]) -> None:
+                 on_sent: Callable[[int, bytes], None], on_arrival: Callable[[str], None]) -> None:
         super().__init__(clock, edge, largest_message=largest_message)
         self.delay = delay
         self._choose = choose
         self._on_answer = on_answer
         self._on_sent = on_sent
+        self._on_arrival = on_arrival
         self._arrives = self._delivered = 0.0
         self._dead = False
         #: What happens to the next message: (fate, amount, what to call when it strikes); used up.
@@ -91,6 +92,8 @@ class FaultyLink(WireLink):
     def _arrive(self, d: Deferred[HelperAnswer], method: str, arguments: tuple[Any, ...]) -> None:
         if self._cut or self._dead:
             return
+
+        self._on_arrival(method)
 
         def answered(wire: WireAnswer) -> None:
             self._on_answer(method, arguments, wire)

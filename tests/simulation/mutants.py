@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -18,9 +18,11 @@ import attrs
 from twisted.internet.defer import DeferredList
 from twisted.internet.task import deferLater
 
-from client_shim import outbox, reconnect, window
+from client_shim import dedup, outbox, reconnect, window
 from client_shim.errors import HelperLost
+from helper import dedup as helper_dedup
 from helper import (
+    dedup_search,
     events,
     ledger,
     leftovers,
@@ -32,10 +34,13 @@ from helper import (
     spool_file,
     spool_records,
     upload,
+    uploads,
     uptime,
 )
+from helper.parameters import Parameters
 from helper.session import State
 from helper.spool_records import HEADER_SIZE, Recovered
+from helper.upload import Answered
 from helper.wal_database import Change
 from simulation.simulated_world import NO_BUGS, Seams, SimulatedLedgerFile
 
@@ -233,6 +238,29 @@ def _ready_too_early(self: session.Session, event: events.Completed) -> list[eve
 _COMPLETED = session.Session._completed
 
 
+# -- files that are stored already --------------------------------------------------------------------------------
+
+
+def _some_will_do(homes: Mapping[int, Any], parameters: Parameters) -> bool:
+    return len(homes) >= parameters.k
+
+
+async def _believed(_self: dedup.Finder, *_arguments: Any) -> bool:
+    return True
+
+
+def _taken_unasked(real: Callable[..., Awaitable[Answered]]) -> Callable[..., Awaitable[Answered]]:
+    """Whoever asks for a file wants it."""
+
+    async def look_up(self: uploads.Uploads, upload_id: bytes, convergent_index: bytes) -> Answered:
+        answered = await real(self, upload_id, convergent_index)
+        if "ueb" in answered.fields:
+            await self.adopt(upload_id, convergent_index)
+        return answered
+
+    return look_up
+
+
 def _replacing(where: Any, name: str, function: Any) -> Callable[[], AbstractContextManager[Any]]:
     return lambda: patch.object(where, name, function)
 
@@ -241,6 +269,19 @@ def _wrapping(where: Any, name: str, wrap: Callable[[Any], Any]) -> Callable[[],
     @contextmanager
     def active() -> Iterator[None]:
         with patch.object(where, name, wrap(getattr(where, name))):
+            yield
+
+    return active
+
+
+def _everywhere(name: str, function: Any, *modules: Any) -> Callable[[], AbstractContextManager[Any]]:
+    """Wherever it was imported."""
+
+    @contextmanager
+    def active() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for module in modules:
+                stack.enter_context(patch.object(module, name, function))
             yield
 
     return active
@@ -285,5 +326,10 @@ MUTANTS: dict[str, Mutant] = {
         active=_replacing(leftovers.Leftovers, "look", lambda _self: None)),
     "answered with too few shares": Mutant(
         active=_replacing(pushing.SharePusher, "_closed_enough", _answered_too_early)),
+    "a file is taken although a share is missing": Mutant(
+        active=_everywhere("is_whole", _some_will_do, dedup_search, helper_dedup)),
+    "a file is taken unseen": Mutant(active=_replacing(dedup.Finder, "_is_right", _believed)),
+    "a file is taken before the client wants it": Mutant(
+        active=_wrapping(uploads.Uploads, "look_up", _taken_unasked)),
     "decided with too few shares": Mutant(active=_replacing(session.Session, "_completed", _ready_too_early)),
 }

@@ -14,6 +14,7 @@ from multiprocessing import get_context
 import attrs
 from twisted.logger import globalLogBeginner
 
+from client_shim.dedup import Outcome
 from helper.session import TRANSITIONS
 from simulation import invariants
 from simulation.entropy import entropy_from
@@ -37,6 +38,9 @@ EXPIRES_WITHIN = 5 * 86400.0
 #: More steps than this are a loop.
 STEPS_MAX = 100_000
 
+#: How those end who have a cap; what became of the upload follows.
+_CAP = "a cap: "
+
 
 @attrs.frozen
 class Report:
@@ -56,6 +60,8 @@ class Report:
 
 def run(plan: Schedule, watch: Callable[[str], None] = lambda _line: None, seams: Seams = NO_BUGS) -> Report:
     """Run one schedule to its end. Raises Violation."""
+    for file in plan.stored:
+        invariants.encoding_of(file)  # now: stock's encoder takes randomness when it is asked first
     with entropy_from(random.Random(f"entropy {plan.seed}")), SimulatedWorld(plan, watch, seams) as world:
         try:
             _run(world)
@@ -63,7 +69,8 @@ def run(plan: Schedule, watch: Callable[[str], None] = lambda _line: None, seams
             e.add_note(f"at step {world.steps} of seed {plan.seed}")
             raise
         counts = world.steps >= STEPS_MIN and world.fired_kinds.total() >= FAULTS_MIN
-        endings = Counter("cap" if c.cap else "died" if c.died else c.error.code if c.error else "?"
+        endings = Counter(_CAP + c.upload.outcome.value if c.cap else "died" if c.died
+                          else c.error.code if c.error else "?"
                           for c in world.clients)
         return Report(1, world.steps, int(counts), world.fired_kinds, world.transitions, endings)
 
@@ -130,9 +137,10 @@ def coverage(report: Report) -> str:
 
 
 def missing(report: Report) -> list[str]:
-    """Fault kinds and transitions that were never reached."""
+    """Fault kinds, transitions and outcomes that were never reached."""
     return [*(kind.name for kind in FaultKind if not report.faults[kind]),
-            *(" -> ".join(pair) for pair in ALL_TRANSITIONS if not report.transitions[pair])]
+            *(" -> ".join(pair) for pair in ALL_TRANSITIONS if not report.transitions[pair]),
+            *(outcome.value for outcome in Outcome if not report.endings[_CAP + outcome.value])]
 
 
 def _run(world: SimulatedWorld) -> None:

@@ -6,6 +6,7 @@ import random
 from functools import lru_cache
 
 import attrs
+from dedup_worlds import key_of
 from world import plaintext
 
 from client_shim.disclosure import RevealStorageIndex
@@ -16,6 +17,8 @@ from simulation.faults import FaultKind
 FILES = 150
 #: Steps are spread over about this many; an upload takes a hundred or a few.
 FAULTS_WITHIN = 60
+#: A share can be lost where one is stored that somebody looks for.
+_ANYWHERE = [kind for kind in FaultKind if kind is not FaultKind.SHARE_LOST]
 
 
 @attrs.frozen
@@ -71,6 +74,8 @@ class Schedule:
     thread: float
     programs: tuple[Program, ...]
     faults: tuple[Planned, ...]
+    #: What stock clients have put before, under its convergent key, or under that of something else.
+    stored: tuple[File, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"seed {self.seed}: {self.stock_servers} stock and {self.staging_servers} staging servers",
@@ -79,7 +84,9 @@ class Schedule:
                  f"  seconds: network {self.network}, servers {self.server}, threads {self.thread}"]
         for number, p in enumerate(self.programs):
             lines.append(f"  client {number} begins at {p.begins:.3f} s: {p.file.parameters}, {len(p.file.data)} bytes "
-                         f"in {len(p.writes)} pieces, then {p.ending}; reveal {p.reveal.value}")
+                         f"in {len(p.writes)} pieces, then {p.ending}; reveal {p.reveal.value}"
+                         f"{'; looks for it' if p.dedup else ''}")
+        lines += [f"  stored before: {stored}" for stored in self.stored]
         return "\n".join([*lines, *(f"  {fault}" for fault in self.faults)])
 
 
@@ -106,14 +113,14 @@ def schedule(seed: int) -> Schedule:
     programs = _with_twins(seed, programs)
     servers = choose.randint(max(4, *(p.file.parameters.happy for p in programs)), 12)
     staging = choose.choice([0, servers, choose.randint(0, servers)])
-    kinds = choose.sample(list(FaultKind), choose.choice([1, 2, 3, 4, 6, len(FaultKind)]))
+    kinds = choose.sample(_ANYWHERE, choose.choice([1, 2, 3, 4, 6, len(_ANYWHERE)]))
     faults = sorted((_planned(choose, kinds) for _ in range(choose.randint(4, 10))), key=lambda planned: planned.step)
-    return Schedule(
+    return _with_stored(Schedule(
         seed, credit=choose.choice([64, 200, 400, 1000]), pushing_lag=choose.choice([64, 300, 4096]),
         contact_after=choose.choice([1, 100, 600]), spool_quota=choose.choice([1500, 10_000, 10_000, 10_000]),
         stock_servers=servers - staging, staging_servers=staging,
         network=choose.choice([0.001, 0.01, 0.1]), server=choose.choice([0.001, 0.01, 0.1]),
-        thread=choose.choice([0.001, 0.001, 0.02]), programs=programs, faults=tuple(faults))
+        thread=choose.choice([0.001, 0.001, 0.02]), programs=programs, faults=tuple(faults)))
 
 
 def _with_twins(seed: int, programs: tuple[Program, ...]) -> tuple[Program, ...]:
@@ -128,6 +135,21 @@ def _with_twins(seed: int, programs: tuple[Program, ...]) -> tuple[Program, ...]
                           begins=first.begins + choose.choice([0.0, 0.5, 5.0, 60.0]))
              if not {first.ending, p.ending} & cut_short and choose.random() < 0.8 else p for p in others]
     return tuple(attrs.evolve(p, dedup=True) for p in (first, *twins))
+
+
+def _with_stored(plan: Schedule) -> Schedule:
+    """Where files are looked for, in some runs a stock client has put the first one before; or something else in its
+    place; and in some a share of a file is lost once it is stored."""
+    first = plan.programs[0].file
+    if not plan.programs[0].dedup:
+        return plan
+    choose = random.Random(f"stored {plan.seed}")
+    what, stored = choose.choice(["", "", "it", "something else"]), ()
+    if what:
+        data = first.data if what == "it" else plaintext(len(first.data), FILES + plan.seed % FILES)
+        stored = (attrs.evolve(first, data=data, key=key_of(first.data, first.parameters)),)
+    lost = [Planned(1, FaultKind.SHARE_LOST, choose.randrange(60), choose.random())] * choose.choice([0, 1])
+    return attrs.evolve(plan, stored=stored, faults=(*lost, *plan.faults))
 
 
 def _program(choose: random.Random, number: int) -> Program:

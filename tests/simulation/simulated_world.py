@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 import attrs
+from dedup_worlds import store
 from forgetful_disk import ForgetfulDisk, PowerFailed
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
@@ -35,7 +36,7 @@ from simulation.clients import Client
 from simulation.clocks import QuickClock, SettableClock
 from simulation.faults import INJECT, FaultKind
 from simulation.links import FaultyLink
-from simulation.schedule import Planned, Schedule
+from simulation.schedule import File, Planned, Schedule
 from simulation.servers import SimulatedGrid, Unsteady
 
 _QUICK_DISK = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -86,6 +87,16 @@ class Seams:
 NO_BUGS = Seams()
 
 
+@attrs.frozen
+class LostShare:
+    """One that was stored, and when it was lost (seconds)."""
+
+    storage_index: bytes
+    shnum: int
+    server_id: bytes
+    at: float
+
+
 class SimulatedWorld:
     """A schedule's world; use it as a context manager. `step` moves it; see run.py."""
 
@@ -120,6 +131,8 @@ class SimulatedWorld:
         self._strangers: list[bytes] = []  # uploads that are only there to take room
         self._ahead = 0.0  # of the helper's clock
         self._was_up, self._up_since = 0.0, 0.0  # how long the helper was, in runs before, and since when it is now
+        self.lost: list[LostShare] = []
+        self._losses_to_come: list[Planned] = []
         self.times_set_forward = 0  # the helper's clock, while it ran
         self.process = SettableClock(self.clock)
         self.failures: list[LogEvent] = []
@@ -135,10 +148,18 @@ class SimulatedWorld:
         (self.directory / "spool").mkdir()
         self.disk = ForgetfulDisk(self.directory / "spool", self.choose)
         self.disk.on_failure = self._disk_failed
+        for file in self.schedule.stored:
+            self._put(file)
         for client in self.clients:
             client.start()
         self.start()
         return self
+
+    def _put(self, file: File) -> None:
+        encoded = invariants.encoding_of(file)
+        servers = self.grid.in_order(encoded.storage_index)
+        for shnum, share in encoded.shares.items():
+            store(servers[shnum % len(servers)], encoded.storage_index, shnum, share)
 
     def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None,
                  _traceback: TracebackType | None) -> None:
@@ -359,6 +380,38 @@ class SimulatedWorld:
             server.gone = True
             self.later(0.0, server.disconnect)
 
+    def lose_share_of_next(self, planned: Planned) -> None:
+        """Of the next file that is stored; those that are there already count."""
+        self._losses_to_come.append(planned)
+        for file in self.schedule.stored:
+            self._is_stored(file)
+
+    def _is_stored(self, file: File) -> None:
+        losses, self._losses_to_come = self._losses_to_come, []
+        for planned in losses:
+            self.later(planned.amount, self._lose_share, file, planned)
+
+    def _lose_share(self, file: File, planned: Planned) -> None:
+        """Wherever it is; no other is lost of the same file."""
+        storage_index = invariants.index_of(file)
+        copies = self.grid.copies(storage_index)
+        if not copies or any(lost.storage_index == storage_index for lost in self.lost):
+            return
+        shnum = sorted(copies)[planned.target % len(copies)]
+        for server, _share in copies[shnum]:
+            del server.published[storage_index, shnum]
+            self.lost.append(LostShare(storage_index, shnum, server.server_id, self.clock.seconds()))
+        self.fired(planned)
+
+    @property
+    def files(self) -> list[File]:
+        """All that may be stored."""
+        return [*self.schedule.stored, *(client.file for client in self.clients)]
+
+    def being_placed(self, storage_index: bytes) -> bool:
+        """Whether this helper has finished the file, and places its last shares yet."""
+        return self.running and self.uploads._being_placed(storage_index) is not None
+
     def give_up_connection(self, server: Unsteady, seconds: float) -> None:
         """A server that hangs is noticed after a while."""
 
@@ -407,6 +460,7 @@ class SimulatedWorld:
         self._planned.clear()
         self._servers_to_go.clear()
         self._failures_to_come.clear()
+        self._losses_to_come.clear()
         self._in_call, self.thread_delay = None, 0.0
         self.disk.failures.clear()
         self.disk.room = None
@@ -436,7 +490,7 @@ class SimulatedWorld:
     def link_for(self, client: Client, delay: Callable[[], float],
                  on_answer: Callable[[str, tuple[Any, ...], Any], None]) -> FaultyLink:
         link = FaultyLink(self.clock, self.edge, self.settings.largest_message, self.choose, delay, on_answer,
-                          partial(self.sent, client))
+                          partial(self.sent, client), client.arrived)
         self._links = [*(old for old in self._links if not old._cut), link]
         self.note(f"client {client.number} connects")
         return link
@@ -456,6 +510,7 @@ class SimulatedWorld:
         """A client has got its cap."""
         self.note(f"client {client.number} has its cap")
         self._note_violation(invariants.check_cap, client)
+        self._is_stored(client.result)
 
     def sent(self, client: Client, offset: int, data: bytes) -> None:
         """A client has sent ciphertext."""

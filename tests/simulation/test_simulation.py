@@ -59,4 +59,5 @@ def test_what_is_missing_is_told() -> None:
     nothing = Report()
     assert "SPOOL_EXHAUSTED" in missing(nothing)
     assert "ready -> publishing" in missing(nothing)
+    assert "streamed-before" in missing(nothing)
     assert f"at least {STEPS_MIN} steps" in coverage(nothing)
