@@ -38,6 +38,7 @@ class FaultKind(enum.Enum):
     SHARE_LOST = "a share of a file that is stored is lost"
     DISK_FULL = "the spool's disk is full"
     SPOOL_EXHAUSTED = "the spool's quota is used up"
+    MEMORY_WANTED = "others want the memory of messages that wait"
     DISK_WRITE_FAILS = "a write to the spool fails (EIO)"
     DISK_SYNC_FAILS = "a sync of the spool fails (EIO)"
     DISK_NAME_SYNC_FAILS = "a sync of the spool's directory fails (EIO)"
@@ -166,6 +167,10 @@ def _exhaust_spool(world: SimulatedWorld, planned: Planned) -> None:
     world.fired(planned)
 
 
+def _want_memory(world: SimulatedWorld, planned: Planned) -> None:
+    world.want_memory(planned)
+
+
 def _short_writes(world: SimulatedWorld, planned: Planned) -> None:
     most = 1 + int(40 * planned.amount)
     world.disk.takes = lambda size: min(size, most)
@@ -258,6 +263,7 @@ INJECT: Mapping[FaultKind, Inject] = {
     FaultKind.SHARE_LOST: _lose_share,
     FaultKind.DISK_FULL: _fill_disk,
     FaultKind.SPOOL_EXHAUSTED: _exhaust_spool,
+    FaultKind.MEMORY_WANTED: _want_memory,
     FaultKind.DISK_WRITE_FAILS: _disk_fails("pwritev", errno.EIO),
     FaultKind.DISK_SYNC_FAILS: _disk_fails("fdatasync", errno.EIO),
     FaultKind.DISK_NAME_SYNC_FAILS: _disk_fails("fsync", errno.EIO),

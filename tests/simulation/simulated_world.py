@@ -366,6 +366,17 @@ class SimulatedWorld:
     def _disk_failed(self, call: str) -> None:
         self.fired(self._failures_to_come[call].pop(0))
 
+    def want_memory(self, planned: Planned, tries: int = 30) -> None:
+        """As soon as an upload has waited for long enough to give its messages up."""
+        if self.running:
+            before = self.uploads.counters["messages_given_up"]
+            self.uploads.memory_wanted()
+            if self.uploads.counters["messages_given_up"] > before:
+                self.fired(planned)
+                return
+        if tries:
+            self.later(3.0, self.want_memory, planned, tries - 1)
+
     def servers_go_when(self, state: str, planned: Planned) -> None:
         """At the next moment at which an upload gets into that state."""
         self._servers_to_go[state] = planned
