@@ -77,6 +77,8 @@ class HttpExchange:
         if not self.head.has_body:
             self._parser.next_event()  # its end
             self.body_ended = True
+        elif self.head.content_length is not None:
+            self._reading.length_is_known()
 
     def bytes_came(self, data: bytes) -> None:
         """More of the body."""

@@ -1,4 +1,4 @@
-"""What the gateway does not do itself is passed on to the client node, as it is; answers say which are files of the grid."""
+"""What the gateway does not do itself is passed on to the client node, as it is, and files of the grid as such."""
 
 from __future__ import annotations
 

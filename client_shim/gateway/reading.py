@@ -40,6 +40,11 @@ class Reading:
             self._resting.cancel()
             self._resting = None
 
+    def length_is_known(self) -> None:
+        """Of the body that comes."""
+        if self._socket is not None and self._window.be_fast(self._clock.seconds()):
+            _offer(self._socket, self._window.size)
+
     def took(self, length: int) -> None:
         """So many bytes came."""
         if self._socket is None:

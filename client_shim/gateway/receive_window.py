@@ -5,8 +5,9 @@ would take 3 MB: half a minute of an upload that the helper takes at 100 kB/s. B
 offer: the window that we advertise, and the size of a segment, by which the sender's kernel reckons its own. That
 multiplies it by the congestion window, and never makes it smaller. A congestion window grows with what is in flight
 (cubic), or with the rate at which segments were acknowledged (BBR), which over loopback is a gigabyte a second even if
-it is two segments now and two later: 440 KB then waited in the sender's kernel. So until a body has shown that it is
-fast, we take a window of it a millisecond, and acknowledge when we take: 70 KB.
+it is two segments now and two later: 440 KB then waited in the sender's kernel. So until a body of unknown length has
+shown that it is fast, we take a segment of it a millisecond, and acknowledge when we take: 70 KB. Who knows the length
+has all of it already, and does not wait for what was written last.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ LISTENING = 4096
 #: takes them never waited for STALL seconds. The first window and a message of an upload (protocol.txt §7.2), or two
 #: windows of a handle, are taken at once on any link, and are less.
 PAUSE = 0.001
-FAST_BYTES, FAST_SECONDS, STALL = 160 * 1024, 0.5, 0.05
+FAST_BYTES, FAST_SECONDS, STALL = 136 * 1024, 0.5, 0.05
+#: Bytes of the receive buffer of a fast body, at first.
+FAST = 64 * 1024
 #: And what is never exceeded; enough for some 400 MB/s.
 LARGEST = 512 * 1024
 #: Bytes of a TCP segment, as on Ethernet. Over loopback 64 KiB were usual, and the sender's buffer 20 of them at least.
@@ -63,10 +66,7 @@ class ReceiveWindow:
         self._last = now
         self._taken += length
         if self.slow:
-            if self._taken >= FAST_BYTES:
-                self.slow = False
-                self._since, self._taken = now, 0
-            return False
+            return self._taken >= FAST_BYTES and self.be_fast(now)
         seconds = now - self._since
         if seconds < INTERVAL:
             return False
@@ -75,6 +75,15 @@ class ReceiveWindow:
         if wanted <= self.size or (wanted < 2 * self.size and wanted < LARGEST):
             return False
         self.size = wanted
+        return True
+
+    def be_fast(self, now: float) -> bool:
+        """The body is fast, or need not show it. Returns whether `size` has grown."""
+        if not self.slow:
+            return False
+        self.slow = False
+        self.size = FAST
+        self._since, self._taken = now, 0
         return True
 
     def wanted(self, now: float) -> None:

@@ -81,6 +81,13 @@ def test_a_fast_body_is_read_at_once_and_the_kernel_holds_more(transport: Socket
     assert transport.handle.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) > 10 * before
 
 
+def test_a_body_of_known_length_is_read_at_once(transport: SocketTransport) -> None:
+    reading, _clock = reading_from(transport, "127.0.0.1")
+    reading.length_is_known()
+    reading.took(1448)
+    assert transport.reads
+
+
 def test_another_machine_is_never_made_to_wait(transport: SocketTransport) -> None:
     reading, _clock = reading_from(transport, "192.0.2.1")
     reading.took(1448)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client_shim.gateway.receive_window import (
+    FAST,
     FAST_BYTES,
     FAST_SECONDS,
     INTERVAL,
@@ -39,7 +40,7 @@ def take(window: ReceiveWindow, length: int, now: float, wait: float = 0.0) -> f
 
 
 def test_a_slow_body_never_gets_more() -> None:
-    assert sizes(100_000, 60, burst=100_000) == []
+    assert sizes(100_000, 60, burst=80_000) == []
 
 
 def test_a_fast_body_soon_gets_all() -> None:
@@ -62,6 +63,13 @@ def test_what_is_taken_at_once_is_fast() -> None:
     assert window.slow
     take(window, 2 * 1448, 0.2)
     assert not window.slow
+
+
+def test_a_body_that_need_not_show_it() -> None:
+    window = ReceiveWindow()
+    assert window.be_fast(0)
+    assert (window.slow, window.size) == (False, FAST)
+    assert not window.be_fast(1)
 
 
 def test_a_fast_body_stays_fast() -> None:
@@ -94,8 +102,8 @@ def test_a_program_that_writes_slowly_never_shows_it(rate: float, seconds: float
 def test_it_is_worth_a_moment_and_only_grows(rate: float, seconds: float) -> None:
     found = sizes(rate, seconds)
     assert found == sorted(set(found))
-    assert all(SMALLEST < size <= LARGEST and size <= rate * WORTH * 1.11 for size in found)
-    assert len(found) <= 1 + seconds / INTERVAL
+    assert all(SMALLEST < size <= LARGEST and size <= max(FAST, rate * WORTH * 1.11) for size in found)
+    assert len(found) <= 2 + seconds / INTERVAL
 
 
 @pytest.mark.parametrize(("host", "loopback"), [
