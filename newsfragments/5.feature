@@ -9,3 +9,6 @@ pauses, resumes (after a reload of the page, too) and gives the cap; /uploads/?t
 Upload handles of the gateway survive its restarts and its being killed: what a client was told is durable at the helper,
 and what was on its way is in a journal, encrypted, and is sent when the gateway is back, before anybody asks. Settings
 handles-max, handle-expiry, result-retention and ring-memory in section [gateway] of streaming.cfg.
+HTML files of the grid that are opened through the gateway are in a sandbox: their scripts cannot reach its uploads, or
+any other file. Pages of the node itself work as before.
+Over a slow link to the helper `curl -T -` has its answer about three seconds after the last byte, whatever the size of the file.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,7 @@ from twisted.python.failure import Failure
 from client_shim.gateway.backpressure import Outgoing
 from client_shim.gateway.exchange import ClientGone, Handler, Headers, RequestHead
 from client_shim.gateway.http_exchange import HttpExchange, answer_without_request
-from client_shim.gateway.receive_window import LARGEST, ReceiveWindow, is_loopback
+from client_shim.gateway.reading import Reading
 from client_shim.gateway.strict_head import HEAD_END, MalformedHead, check_beginning, check_head
 
 #: Bytes of a request's head. Caps in paths and metadata of uploads are long, but not so long.
@@ -55,6 +54,7 @@ class HttpConnection(Protocol):
     """One client's connection: gives each request to `handler`, one after the other."""
 
     transport: Any
+    _reading: Reading  # from connectionMade on
 
     def __init__(self, handler: Handler, timeouts: Timeouts, clock: IReactorTime,
                  events: ConnectionEvents | None = None) -> None:
@@ -63,7 +63,6 @@ class HttpConnection(Protocol):
         self._clock = clock
         self._events = ConnectionEvents() if events is None else events
         self._outgoing = Outgoing(ClientGone)
-        self._window = ReceiveWindow()
         self._head = bytearray()
         self._exchange: HttpExchange | None = None
         self._timer: IDelayedCall | None = None
@@ -77,16 +76,15 @@ class HttpConnection(Protocol):
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpKeepAlive(True)
             self.transport.setTcpNoDelay(True)
-            if not is_loopback(self.peer):
-                self._set_receive_buffer(LARGEST)  # the network between has latency, and its own ideas
+        self._reading = Reading(self.transport, self._clock)
+        self._reading.begin(self.peer)
         self.transport.registerProducer(self._outgoing, True)
         self._set_timer(self._timeouts.head, self._head_too_slow)
 
     def dataReceived(self, data: bytes) -> None:
         if self._closing:
             return
-        if self._window.took(len(data), self._clock.seconds()):
-            self._set_receive_buffer(self._window.size)
+        self._reading.took(len(data))
         if self._exchange is not None and self._exchange.wants_bytes:
             self._exchange.bytes_came(data)
             return
@@ -97,20 +95,16 @@ class HttpConnection(Protocol):
                 self._set_timer(self._timeouts.head, self._head_too_slow)
             self._look_for_head(before)
         else:
-            self.transport.pauseProducing()  # of the next request, whose turn comes
+            self._reading.pause()  # of the next request, whose turn comes
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002
         self._closing = True
         self._cancel_timer()
+        self._reading.end()
         self._outgoing.stopProducing()
         if self._exchange is not None:
             self._exchange.connection_lost()
         self._events.closed(self)
-
-    def _set_receive_buffer(self, size: int) -> None:
-        handle = getattr(self.transport, "getHandle", lambda: None)()
-        if isinstance(handle, socket.socket):
-            handle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
     def close_now(self) -> None:
         """Cut the connection."""
@@ -147,8 +141,8 @@ class HttpConnection(Protocol):
         self._begin(parser, _head_of(request), rest)
 
     def _begin(self, parser: h11.Connection, head: RequestHead, rest: bytes) -> None:
-        exchange = HttpExchange(parser, head, self.peer, self.transport, self._outgoing, self._timeouts.body,
-                                self._clock)
+        exchange = HttpExchange(parser, head, self.peer, self.transport, self._reading, self._outgoing,
+                                self._timeouts.body, self._clock)
         self._exchange = exchange
         exchange.start(rest)
         Deferred.fromCoroutine(self._handle(exchange)).addErrback(self._handler_broke)
@@ -171,7 +165,7 @@ class HttpConnection(Protocol):
         # what came after a body, and what came while it was dealt with
         self._head[:0] = rest
         self._set_timer(self._timeouts.head if self._head else self._timeouts.idle, self._head_too_slow)
-        self.transport.resumeProducing()
+        self._reading.resume()
         if self._head:
             # not at once: a thousand small requests in one packet would be as many frames of the stack
             self._clock.callLater(0, self._next_head)
@@ -205,7 +199,7 @@ class HttpConnection(Protocol):
             return
         self._set_timer(LINGER, self.close_now)
         self.transport.loseWriteConnection()
-        self.transport.resumeProducing()
+        self._reading.resume()
 
     def _head_too_slow(self) -> None:
         self._timer = None

@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from client_shim.gateway.backpressure import Outgoing
 from client_shim.gateway.exchange import BadBody, BodyTooSlow, ClientGone, HeaderList, RequestHead, on_the_wire
+from client_shim.gateway.reading import Reading
 
 
 def reason_of(status: int) -> bytes:
@@ -37,8 +38,8 @@ def answer_without_request(status: int, reason: str) -> bytes:
 class HttpExchange:
     """exchange.Exchange over h11."""
 
-    def __init__(self, parser: h11.Connection, head: RequestHead, peer: str, transport: Any, outgoing: Outgoing,
-                 timeout: float, clock: IReactorTime) -> None:
+    def __init__(self, parser: h11.Connection, head: RequestHead, peer: str, transport: Any, reading: Reading,
+                 outgoing: Outgoing, timeout: float, clock: IReactorTime) -> None:
         self.head = head
         self.peer = peer
         self.status: int | None = None
@@ -48,6 +49,7 @@ class HttpExchange:
         self.ended = False
         self._parser = parser
         self._transport = transport
+        self._reading = reading
         self._outgoing = outgoing
         self._timeout = timeout
         self._clock = clock
@@ -75,13 +77,15 @@ class HttpExchange:
         if not self.head.has_body:
             self._parser.next_event()  # its end
             self.body_ended = True
+        elif self.head.content_length is not None:
+            self._reading.length_is_known()
 
     def bytes_came(self, data: bytes) -> None:
         """More of the body."""
         self._parser.receive_data(data)
         waiting, self._waiting = self._waiting, None
         if waiting is None:
-            self._transport.pauseProducing()
+            self._reading.pause()
         else:
             waiting.callback(None)
 
@@ -133,7 +137,7 @@ class HttpExchange:
                 return bytes(event.data)
             if isinstance(event, h11.EndOfMessage):
                 self.body_ended = True
-                self._transport.resumeProducing()  # to see the client go
+                self._reading.resume()  # to see the client go
                 return b""
             await self._more()
 
@@ -143,7 +147,7 @@ class HttpExchange:
         waiting: Deferred[None] = Deferred(self._not_waiting)
         self._waiting = waiting
         timer = self._clock.callLater(self._timeout, self._too_slow, waiting)
-        self._transport.resumeProducing()
+        self._reading.resume()
         try:
             await waiting
         except ClientGone as e:

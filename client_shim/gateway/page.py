@@ -1,9 +1,9 @@
 """The page at /uploads/, where people upload files, and what it and programs are told of uploads, as JSON.
 
 Who may see what: the name of an upload handle is a bearer capability, and everybody who can connect to the gateway can
-ask for the list of all uploads; so can a script in any file that somebody views through the gateway, as all of that is
-one origin. So the list tells what the page of a Tahoe node tells of uploads: sizes, progress, states; never names of
-handles, caps, or names of files. Whoever knows the name of a handle is told its cap and file name, and may write to it.
+ask for the list of all uploads; scripts in files that somebody views through the gateway cannot (grid_content.py). So
+the list tells what the page of a Tahoe node tells of uploads: sizes, progress, states; never names of handles, caps, or
+names of files. Whoever knows the name of a handle is told its cap and file name, and may write to it.
 """
 
 from __future__ import annotations

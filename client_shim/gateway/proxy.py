@@ -1,4 +1,4 @@
-"""What the gateway does not do itself is passed on to the client node, as it is."""
+"""What the gateway does not do itself is passed on to the client node, as it is, and files of the grid as such."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from client_shim.gateway.errors import NodeAway
 from client_shim.gateway.exchange import Exchange, Headers
+from client_shim.gateway.grid_content import policy_for
 from client_shim.gateway.node_client import NodeClient, NodeRequest
 
 # RFC 9110 §7.6.1, and Expect, which is between the client and us: a body is not read before the node is there
@@ -77,7 +78,7 @@ class Proxy:
         own_host = urlsplit(f"//{exchange.head.headers.get('host') or ''}").hostname
         headers = [(name, _here(value, request.port, {request.host, own_host}) if name.lower() == "location" else value)
                    for name, value in end_to_end(answer.headers)]
-        await exchange.begin(answer.status, headers)
+        await exchange.begin(answer.status, headers + policy_for(exchange.head, answer.headers))
         while piece := await request.read():
             await exchange.write(piece)
         await exchange.end()

@@ -38,7 +38,7 @@ from client_shim.gateway.page import UploadPage, page_routes
 from client_shim.gateway.protection import Protection, hosts_of
 from client_shim.gateway.proxy import Proxy
 from client_shim.gateway.put_uri import PutLinked, PutUnlinked
-from client_shim.gateway.receive_window import SEGMENT, SMALLEST
+from client_shim.gateway.receive_window import LISTENING, SEGMENT
 from client_shim.gateway.settings import GatewaySettings, read_gateway_settings
 from client_shim.gateway.site import Route, Site
 from client_shim.gateway.state import StateDirectory
@@ -156,7 +156,7 @@ def _offer_little(port: IListeningPort) -> None:
     """Connections begin with a small window and usual segments: receive_window.py."""
     listener = getattr(port, "socket", None)
     if isinstance(listener, socket.socket) and listener.family in (socket.AF_INET, socket.AF_INET6):
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALLEST)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LISTENING)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT)
 
 

@@ -47,6 +47,7 @@ from grid_tools import (
     wait_until_clean,
 )
 
+from client_shim.gateway.grid_content import SANDBOX
 from client_shim.local_node import NodeProcess
 
 
@@ -160,22 +161,31 @@ READS = [
     ("GET", "/uri/{directory}", {}), ("GET", "/uri/{mutable}", {}), ("GET", "/uri/{small}", {}),
     ("GET", "/uri?uri={file}", {}), ("GET", "/uri/nonsense", {}), ("GET", "/nowhere", {}), ("PUT", "/nowhere", {}),
     ("GET", "/uri/{file}?t=nonsense", {}), ("OPTIONS", "/uri", {}), ("DELETE", "/uri/{directory}/nowhere", {}),
-    ("GET", "/statistics?t=json&no=such", {"Accept": "text/plain"}),
+    ("GET", "/statistics?t=json&no=such", {"Accept": "text/plain"}), ("GET", "/uri/{directory}/file", {}),
+    ("GET", "/uri/{directory}/file?filename=a.html", {}), ("GET", "/uri/{directory}/", {}),
+    ("GET", "/uri/{file}?t=info", {}), ("GET", "/", {}), ("GET", "//uri/{file}", {}),
 ]
+#: Of these, what a browser is to keep in a sandbox: what has the bytes of a file. A style sheet does not mind.
+FILES = {"/tahoe.css", "/uri/{file}", "/file/{file}/@@named=/holiday.jpg", "/uri/{mutable}", "/uri/{small}",
+         "/uri/{directory}/file", "/uri/{directory}/file?filename=a.html", "//uri/{file}"}
+#: Of these, pages that have what changes from one request to the next.
+CHANGING = {"/", "/uri/{file}?t=info"}
 
 
 @pytest.mark.parametrize(("method", "path", "headers"), READS)
 def test_answers_are_the_nodes(shared: SharedGrid, gateway: NodeProcess, things: dict[str, str], method: str,
                                path: str, headers: dict[str, str]) -> None:
+    is_file, changes = path in FILES, path in CHANGING
     path = path.format(**{name: quote(cap, safe="") for name, cap in things.items()})
     client = shared.grid.client
     at_node, at_gateway = (as_told(node, method, path, None, headers) for node in (client, gateway))
     for told, node in ((at_node, client), (at_gateway, gateway)):
         if "location" in told[1]:  # it must lead to where the request was sent
             told[1]["location"] = urljoin(node.web_url, told[1]["location"]).replace(node.web_url, "/")
-    assert at_gateway[:2] == at_node[:2] or "t=json" in path
+    assert at_gateway[1].pop("content-security-policy", None) == (SANDBOX if is_file else None)
+    assert at_gateway[:2] == at_node[:2] or "t=json" in path or changes
     assert at_gateway[0] == at_node[0]
-    if "statistics" not in path and path != "/?t=json" and "location" not in at_node[1]:
+    if "statistics" not in path and not changes and path != "/?t=json" and "location" not in at_node[1]:
         assert at_gateway[2] == at_node[2]
 
 
