@@ -162,7 +162,8 @@ class Handle:
         idle = int(self._now() - self.touched)
         record = attrs.evolve(
             self._record, state=HandleState.EXPIRED, key=None, upload_id=None, link=None, metadata=b"",
-            hashes=attrs.evolve(self._record.hashes, content=b""), touched=self._now(), error_text=str(idle))
+            adopting=None, outcome=None, hashes=attrs.evolve(self._record.hashes, content=b""),
+            touched=self._now(), error_text=str(idle))
         await self._give_up(HandleExpired(idle), record)
 
     async def _give_up(self, why: HandleError, tombstone: HandleRecord | None) -> None:

@@ -270,3 +270,16 @@ def test_ciphertext_stays_only_of_what_may_turn_out_to_be_short(size: int | None
         assert min(rows(gateway)) > 1500, "it is longer than a segment"
         gateway.result(writer.write(DATA[3000:]))
         assert Reader(world).file(gateway.result(writer.close())) == DATA
+
+
+def test_nothing_is_kept_of_what_has_expired() -> None:
+    with two() as (world, both):
+        encoded = put_as_stock(world)
+        gateway = both.gateway
+        handle = send(both, gateway.create(), DATA[:3000])
+        gateway.result(handle._adopts(encoded.cap, Outcome.EXISTING))
+        gateway.result(handle.expire())
+        assert contents(gateway) == [b""]
+        (record,) = gateway.result(handle._journal.records())
+        assert (record.state, record.adopting, record.outcome, record.key) == (HandleState.EXPIRED, None, None, None)
+        assert record == handle.record
