@@ -65,14 +65,15 @@ class StreamingClient:
         upload = StreamingUpload(connect_upload, parameters, reactor, key=key, digests=digests,
                                  reveal=settings.reveal if reveal is None else reveal,
                                  patience=settings.patience if patience is None else patience,
-                                 dedup=self._dedup(settings.dedup if dedup is None else dedup),
+                                 dedup=self.dedup_in(settings.dedup if dedup is None else dedup),
                                  on_progress=on_progress, on_failed=on_failed, on_paused=on_paused,
                                  on_resumed=on_resumed, in_thread=deferToThread)
         self._uploads.add(upload)
         return upload
 
-    def _dedup(self, mode: DedupMode) -> Dedup | None:
-        """None, too, for a node that never ran: it has no convergence secret, and so no file like another."""
+    def dedup_in(self, mode: DedupMode) -> Dedup | None:
+        """How files that are stored already are found. None, too, for a node that never ran: it has no convergence
+        secret, and so no file like another."""
         if mode is DedupMode.OFF:
             return None
         try:

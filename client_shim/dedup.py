@@ -68,6 +68,20 @@ class Dedup:
     choose: Callable[[int], int] = secrets.randbelow
 
 
+class KnownSegments(Protocol):
+    """Digests by which segments of a plaintext are known again."""
+
+    @property
+    def piece_size(self) -> int:
+        """Bytes of a segment; the last may have fewer."""
+
+    def some(self, choose: Callable[[int], int]) -> int:
+        """The number of a random one; `choose` returns a random number below another."""
+
+    def matches(self, number: int, piece: bytes) -> bool:
+        """Whether `piece` is that one."""
+
+
 @attrs.frozen
 class Content:
     """What is known of a whole plaintext of `size` bytes: the key that stock Tahoe makes of it, and digests of its
@@ -75,7 +89,7 @@ class Content:
 
     convergent_key: bytes = attrs.field(repr=False)
     size: int
-    digests: PlaintextDigests
+    digests: KnownSegments
 
     @property
     def convergent_index(self) -> bytes:
@@ -152,9 +166,11 @@ class Finder:
         self._parameters = parameters
         self._clock = clock
 
-    async def find(self, content: Content, helper: Asked, streamed: bool = True) -> Candidate | None:
+    async def find(self, content: Content, helper: Asked, streamed: bool = True,
+                   before_adopt: Callable[[Candidate], Awaitable[None]] | None = None) -> Candidate | None:
         """The file that was taken instead of the upload. None if there is none, and for any doubt. `streamed`:
-        whether one under a random key will do. Raises what `helper` raises when the upload has ended."""
+        whether one under a random key will do. `before_adopt` is told a file before it is asked for. Raises what
+        `helper` raises when the upload has ended."""
         fields = await helper.look_up(content.convergent_index)
         if fields is None:
             return None
@@ -162,7 +178,11 @@ class Finder:
         for candidate in candidates_of(fields, content, self._parameters):
             if candidate.outcome is Outcome.STREAMED_BEFORE and not streamed:
                 continue
-            if await self._is_right(candidate, content, deadline) and await helper.adopt(candidate.storage_index):
+            if not await self._is_right(candidate, content, deadline):
+                continue
+            if before_adopt is not None:
+                await before_adopt(candidate)
+            if await helper.adopt(candidate.storage_index):
                 return candidate
         return None
 
@@ -174,7 +194,7 @@ class Finder:
         if left <= 0:
             return False
         digests = content.digests
-        number = self._dedup.choose(len(digests))
+        number = digests.some(self._dedup.choose)
         start = number * digests.piece_size
         end = min(start + digests.piece_size, content.size)
         reading = Deferred.fromCoroutine(_awaited(self._dedup.read(candidate.cap, start, end)))

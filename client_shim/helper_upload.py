@@ -59,6 +59,8 @@ class Begun:
     ring: tuple[bytes, ...] = attrs.field(default=(), repr=False)
     #: `finish` may have been called.
     finishing: bool = False
+    #: `adopt` may have been called.
+    adopting: bool = False
 
 
 class HelperUpload:
@@ -90,7 +92,7 @@ class HelperUpload:
         self._resumed = False  # over a second connection, or a later one
         self._finishing = begun is not None and begun.finishing
         self._looks_up = False  # whether the helper knows look_up
-        self._adopting = False
+        self._adopting = begun is not None and begun.adopting
         self._room: Deferred[None] | None = None  # fires when more may be sent, or nothing ever
         self._aborted = False
         self._aborting = DeferredLock()
@@ -172,6 +174,10 @@ class HelperUpload:
         return ueb if isinstance(ueb, bytes) else b""
 
     # -- files that are stored already (dedup.py) --------------------------------------------------------------
+
+    async def reached(self) -> None:
+        """Wait until there is a connection, over which the upload goes on."""
+        await self._standing_connection()
 
     async def look_up(self, convergent_index: bytes) -> Mapping[str, int | bytes] | None:
         """The fields of the answer (protocol.txt §4.8); None if the helper has none, or none in time. What was given
@@ -367,8 +373,8 @@ class HelperUpload:
             if self._resumed and isinstance(error, HelperRefused) and error.code == "credit-exceeded":
                 connection.lose(error)
                 raise Interrupted()
-            over = "already-finishing" if self._finishing else "deduplicated" if self._adopting else None
-            if not (isinstance(error, HelperRefused) and error.code == over):
+            over = {"already-finishing": self._finishing, "deduplicated": self._adopting}
+            if not (isinstance(error, HelperRefused) and over.get(error.code)):
                 failure.raiseException()
             self.outbox.all_acknowledged()
             self._make_room()

@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 from world import KEY, QUICK_DISK, ProcessClock, begin, outcome
 
+from client_shim.dedup import Dedup, DedupMode
 from client_shim.gateway.handle_settings import HandleSettings
 from client_shim.gateway.handles import Handle, HandleOptions, Handles, LinkTarget
 from client_shim.gateway.journal import JOURNAL_NAME, Journal, JournalFile
@@ -53,6 +54,9 @@ class GatewayWorld:
         #: Called when a process begins.
         self.on_start: Callable[[], None] = lambda: None
         self.epoch = 1_000_000.0
+        #: How files that are stored already are found, and whether they are looked for.
+        self.dedup: Callable[[DedupMode], Dedup | None] = lambda _mode: None
+        self.dedup_mode = DedupMode.OFF
 
     def __enter__(self) -> Self:
         self.root = Path(tempfile.mkdtemp(prefix="tahoe-stream-test", dir=QUICK_DISK))
@@ -115,6 +119,7 @@ class GatewayWorld:
 
         keys = iter([KEY])
         return Handles(Journal(self.file, in_thread), connect, self.parameters, self.settings, process, link,
+                       dedup=lambda mode: self.dedup(mode), dedup_mode=self.dedup_mode,
                        now=lambda: self.epoch + process.seconds(),
                        randomness=lambda size: next(keys, _other_key()) if size == len(KEY) else _random(size))
 

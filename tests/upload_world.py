@@ -15,6 +15,7 @@ from http_world import Answer, HttpWorld, MemoryNode
 from twisted.internet.defer import Deferred
 from world import ProcessClock, WireLink, World
 
+from client_shim.dedup import Dedup, DedupMode
 from client_shim.errors import HelperUnreachable
 from client_shim.gateway.checksums import CheckedBodies
 from client_shim.gateway.handle_links import HandleLinks
@@ -50,6 +51,9 @@ class UploadWorld:
         self.memory_node = MemoryNode(self.node, self.clock)
         self.helper_is_up = True
         self.bodies = CheckedBodies(CHECKSUM_BODY_MAX)
+        #: How files that are stored already are found, and whether they are looked for.
+        self.dedup: Callable[[DedupMode], Dedup | None] = lambda _mode: None
+        self.dedup_mode = DedupMode.OFF
         self.accesses: list[tuple[Any, ...]] = []
         self._patience = UploadPatience(self.settings.helper_wait, patience)
         self._protection = Protection()
@@ -73,7 +77,8 @@ class UploadWorld:
         self._file = JournalFile(self._directory / JOURNAL_NAME)
         linker = Linker(self.memory_node.client, self.settings.helper_wait, self.process)
         self.handles = Handles(Journal(self._file, self._in_thread(self.process)), self._connector(self.process),
-                               PARAMETERS, self.settings, self.process, HandleLinks(linker), now=self._epoch_time)
+                               PARAMETERS, self.settings, self.process, HandleLinks(linker), now=self._epoch_time,
+                               dedup=lambda mode: self.dedup(mode), dedup_mode=self.dedup_mode)
         uploads = Uploads(self.handles, self._patience, self.process, self._epoch_time)
         self.site = Site([
             *page_routes(UploadPage(self.handles, self.settings, self.process, self._epoch_time)),

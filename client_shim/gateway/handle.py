@@ -16,6 +16,7 @@ from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from client_shim.dedup import Outcome
 from client_shim.errors import UploadClosed, UploadError
 from client_shim.gateway.changes import Changes
 from client_shim.gateway.handle_errors import (
@@ -96,7 +97,8 @@ class Handle:
             self.id, record.state, length if stream is None else stream.durable, length, record.size, record.result(),
             record.created, self.expires, record.error(), record.metadata,
             0.0 if writer is None or stream is None else writer.rate(stream.durable, self._now()),
-            writer is not None, "" if stream is None else stream.away)
+            writer is not None, "" if stream is None else stream.away,
+            record.outcome if record.state is HandleState.FINISHED else None)
 
     @property
     def expires(self) -> float:
@@ -160,6 +162,7 @@ class Handle:
         idle = int(self._now() - self.touched)
         record = attrs.evolve(
             self._record, state=HandleState.EXPIRED, key=None, upload_id=None, link=None, metadata=b"",
+            adopting=None, outcome=None, hashes=attrs.evolve(self._record.hashes, content=b""),
             touched=self._now(), error_text=str(idle))
         await self._give_up(HandleExpired(idle), record)
 
@@ -278,7 +281,7 @@ class Handle:
             await stream.rest()
             await self._journal.change(touch(self._record.number, self.touched))
             if not self.in_use and stream.resting and self._stream is stream and self._gone is None:
-                self._record = attrs.evolve(self._record, hashes=stream.journalled_hashes)
+                self._record = attrs.evolve(self._record, hashes=stream.journalled_hashes, at_helper=stream.freed)
                 stream.stop()
                 self._stream = None
         finally:
@@ -322,7 +325,7 @@ class Handle:
         stream = self._stream
         if self._record.state is HandleState.COMPLETING and stream is not None:
             try:
-                cap, literal = await stream.finish()
+                finished = await stream.finish()
             except UploadError as e:
                 if stream is self._stream:
                     await self._fail(e)
@@ -331,9 +334,10 @@ class Handle:
                 return
             linking = self._record.link is not None
             await self._change(
-                state=HandleState.LINKING if linking else HandleState.FINISHED, cap=cap, literal=literal,
+                state=HandleState.LINKING if linking else HandleState.FINISHED, cap=finished.cap,
+                literal=finished.literal, adopting=None, outcome=finished.outcome,
                 upload_id=self._record.upload_id if linking else None,
-                key=self._record.key if linking or literal is not None else None, touched=self._now())
+                key=self._record.key if linking or finished.literal is not None else None, touched=self._now())
             stream.stop()
             if self._stream is stream:
                 self._stream = None
@@ -369,7 +373,7 @@ class Handle:
         self._doomed = HandleFailed(error.code, error.text())
         self._end_writer(self._doomed)
         await self._change(state=HandleState.FAILED, key=None, upload_id=None, link=None, touched=self._now(),
-                           error_code=error.code, error_text=error.text())
+                           adopting=None, outcome=None, error_code=error.code, error_text=error.text())
 
     # -- the stream --------------------------------------------------------------------------------------------
 
@@ -386,7 +390,10 @@ class Handle:
             self._waking.release()
 
     def _new_stream(self, ring: list[RingRow]) -> Stream:
-        return Stream(self._record, ring, self._parts.streams, self.changes.tell, self._upload_failed)
+        return Stream(self._record, ring, self._parts.streams, self.changes.tell, self._upload_failed, self._adopts)
+
+    async def _adopts(self, cap: bytes, outcome: Outcome) -> None:
+        await self._change(adopting=cap, outcome=outcome)
 
     async def _until_settled(self, turn: int) -> None:
         """Raises HelperAway when nothing has become durable for `helper_wait`."""

@@ -14,6 +14,7 @@ import attrs
 from allmydata import uri
 
 from client_shim.cipher import Encryptor
+from client_shim.dedup import DedupMode, Outcome
 from client_shim.gateway.handle_errors import BadHandleId, HandleError, HandleExpired, HandleFailed, LinkFailed
 from client_shim.gateway.resumable_hash import HashState, ResumableCiphertextHasher
 from helper.errors import BadArgument
@@ -62,6 +63,8 @@ class HandleOptions:
     size: int | None = None
     link: LinkTarget | None = None
     metadata: bytes = attrs.field(default=b"", repr=False)
+    dedup: DedupMode | None = None
+    """Whether a file that is stored already is looked for; None: as the gateway is set."""
 
 
 @attrs.frozen
@@ -88,6 +91,8 @@ class HandleStatus:
     """Somebody writes to it."""
     away: str
     """While it waits for its helper, the code of the reason; empty else."""
+    outcome: Outcome | None = None
+    """What became of the upload, when it has a cap. None for one of an earlier version."""
 
 
 @attrs.frozen
@@ -115,6 +120,13 @@ class HandleRecord:
     """Instead of a URI:LIT, which would be plaintext: the ciphertext of the file."""
     error_code: str | None = None
     error_text: str = ""
+    dedup: DedupMode = DedupMode.OFF
+    adopting: bytes | None = attrs.field(default=None, repr=False)
+    """The cap of a file that is stored already, which the helper may have been asked to take instead."""
+    at_helper: int = 0
+    """What the ring has before this is at the helper, and only kept for the end of a short file."""
+    outcome: Outcome | None = None
+    """With a cap; and what it will be if the file of `adopting` is taken."""
 
     @property
     def length(self) -> int:
@@ -161,6 +173,11 @@ def check_handle_id(handle_id: str) -> str:
     return handle_id
 
 
+def is_file_cap(cap: bytes) -> bool:
+    """Whether it is a read cap of an immutable file."""
+    return isinstance(uri.from_string(cap), uri.CHKFileURI)
+
+
 def literal_cap(key: bytes, ciphertext: bytes) -> bytes:
     """The URI:LIT of a file of at most 55 bytes."""
     return bytes(uri.LiteralFileURI(Encryptor(key).encrypt(ciphertext)).to_string())
@@ -168,7 +185,8 @@ def literal_cap(key: bytes, ciphertext: bytes) -> bytes:
 
 COLUMNS = ("number", "id", "state", "created", "touched", "k", "happy", "n", "max_segment_size", "declared", "size",
            "key", "upload_id", "length", "segment_filled", "flat", "segment", "tree", "metadata", "dircap", "name",
-           "cap", "literal", "error_code", "error_text")
+           "cap", "literal", "error_code", "error_text", "content", "dedup", "adopting", "at_helper",
+           "outcome")
 
 CREATE_HANDLES = """CREATE TABLE handles (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, state TEXT NOT NULL, created REAL NOT NULL,
@@ -177,6 +195,13 @@ CREATE_HANDLES = """CREATE TABLE handles (
     length INTEGER NOT NULL, segment_filled INTEGER NOT NULL, flat BLOB NOT NULL, segment BLOB NOT NULL,
     tree BLOB NOT NULL, metadata BLOB NOT NULL, dircap BLOB, name TEXT, cap BLOB, literal BLOB, error_code TEXT,
     error_text TEXT NOT NULL)"""
+#: The next step of the schema: handles that look for files that are stored already.
+ADD_DEDUP = (
+    "ALTER TABLE handles ADD COLUMN content BLOB NOT NULL DEFAULT x''",
+    "ALTER TABLE handles ADD COLUMN dedup TEXT NOT NULL DEFAULT 'off'",
+    "ALTER TABLE handles ADD COLUMN adopting BLOB",
+    "ALTER TABLE handles ADD COLUMN at_helper INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE handles ADD COLUMN outcome TEXT")
 
 
 def row_of(record: HandleRecord) -> tuple[Any, ...]:
@@ -185,7 +210,9 @@ def row_of(record: HandleRecord) -> tuple[Any, ...]:
     return (record.number, record.id, record.state.value, record.created, record.touched, p.k, p.happy, p.n,
             p.max_segment_size, p.size, record.size, record.key, record.upload_id, h.size, h.segment_filled, h.flat,
             h.segment, h.tree, record.metadata, None if link is None else link.dircap,
-            None if link is None else link.name, record.cap, record.literal, record.error_code, record.error_text)
+            None if link is None else link.name, record.cap, record.literal, record.error_code, record.error_text,
+            h.content, record.dedup.value, record.adopting, record.at_helper,
+            None if record.outcome is None else record.outcome.value)
 
 
 def record_of(row: Sequence[Any]) -> HandleRecord:
@@ -197,9 +224,11 @@ def record_of(row: Sequence[Any]) -> HandleRecord:
         record = HandleRecord(
             v["number"], check_handle_id(v["id"]), HandleState(v["state"]), v["created"], v["touched"], parameters,
             v["size"], v["key"], v["upload_id"],
-            HashState(v["length"], v["segment_filled"], v["flat"], v["segment"], v["tree"]), v["metadata"],
+            HashState(v["length"], v["segment_filled"], v["flat"], v["segment"], v["tree"], v["content"]),
+            v["metadata"],
             None if v["dircap"] is None else LinkTarget(v["dircap"], v["name"]), v["cap"], v["literal"],
-            v["error_code"], v["error_text"])
+            v["error_code"], v["error_text"], DedupMode(v["dedup"]), v["adopting"], v["at_helper"],
+            None if v["outcome"] is None else Outcome(v["outcome"]))
         _check(record)
     except (BadArgument, BadHandleId, TypeError, AttributeError) as e:
         raise ValueError(str(e) if isinstance(e, BadArgument | BadHandleId) else "a value of another type") from e
@@ -218,6 +247,10 @@ def _check(record: HandleRecord) -> None:
         raise ValueError(f"it has {record.length} of {record.size} bytes")
     if record.literal is not None and len(record.literal) > LITERAL_MAX:
         raise ValueError(f"a literal of {len(record.literal)} bytes")
+    if not isinstance(record.hashes.content, bytes) or not 0 <= record.at_helper <= record.length:
+        raise ValueError(f"what is known of {record.length} bytes of plaintext, {record.at_helper} at the helper")
+    if record.adopting is not None and (record.outcome is None or not is_file_cap(record.adopting)):
+        raise ValueError("it takes something that is no file")
     record.error()  # an idle time is a number
 
 

@@ -19,6 +19,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from client_shim.dedup import Dedup, DedupMode
 from client_shim.disclosure import RevealStorageIndex
 from client_shim.errors import UploadError
 from client_shim.gateway.handle import Handle, HandleParts, LinkFile
@@ -46,6 +47,7 @@ from client_shim.gateway.handle_records import (
 )
 from client_shim.gateway.handle_settings import HandleSettings
 from client_shim.gateway.journal import Journal, put, remove
+from client_shim.gateway.resumable_content import ResumableContentHasher
 from client_shim.gateway.resumable_hash import ResumableCiphertextHasher, require_resumable_hash
 from client_shim.gateway.ring_memory import RingMemory
 from client_shim.gateway.stream import StreamParts
@@ -75,13 +77,16 @@ class Handles:
 
     `connect` gives a link to the helper; a handle asks for one when it has more than 55 bytes, and whenever it was
     lost. `parameters` are for new handles (their size does not matter). `link` links a finished file into a directory;
-    it may be called again for the same file after a restart. `now`: seconds since the epoch; `randomness`: so many
-    unpredictable bytes.
+    it may be called again for the same file after a restart. `dedup` tells how files that are stored already are found,
+    in the mode of a handle, which is `dedup_mode` unless it is made with another. `now`: seconds since the epoch;
+    `randomness`: so many unpredictable bytes.
     """
 
     def __init__(self, journal: Journal, connect: Callable[[], Awaitable[Link]], parameters: Parameters,
                  settings: HandleSettings, clock: IReactorTime, link: LinkFile, *,
-                 reveal: RevealStorageIndex = RevealStorageIndex.AUTO, now: Callable[[], float] = time.time,
+                 reveal: RevealStorageIndex = RevealStorageIndex.AUTO,
+                 dedup: Callable[[DedupMode], Dedup | None] = lambda _mode: None,
+                 dedup_mode: DedupMode = DedupMode.OFF, now: Callable[[], float] = time.time,
                  randomness: Callable[[int], bytes] = os.urandom) -> None:
         self._journal = journal
         self._connect_helper = connect
@@ -92,7 +97,9 @@ class Handles:
         self._randomness = randomness
         self._memory = RingMemory(settings.ring_memory)
         self._parts = HandleParts(
-            StreamParts(journal, self._memory, self._connect, clock, now, reveal), settings, link)
+            StreamParts(journal, self._memory, self._connect, clock, now, reveal, dedup), settings, link)
+        self._dedup = dedup
+        self._dedup_mode = dedup_mode
         self._handles: dict[bytes, Handle] = {}  # by the hash of the id: how long it takes to find one tells nothing
         self._next_number = 1
         self._making = 0
@@ -150,11 +157,14 @@ class Handles:
             raise TooManyHandles(self._settings.handles_max)
         parameters = attrs.evolve(self._parameters, size=options.size)
         hasher = ResumableCiphertextHasher(parameters.k, parameters.max_segment_size, parameters.size)
-        now = self._now()
+        now, key = self._now(), self._randomness(KEY_SIZE)
+        mode = self._dedup_mode if options.dedup is None else options.dedup
+        dedup = self._dedup(mode)
+        content = b"" if dedup is None else ResumableContentHasher(parameters, dedup.convergence).sealed(key)
         record = HandleRecord(
             self._next_number, _id_of(self._randomness(HANDLE_ID_SIZE)), HandleState.OPEN, now, now, parameters,
-            options.size, self._randomness(KEY_SIZE), self._randomness(UPLOAD_ID_SIZE), hasher.state(),
-            options.metadata, options.link)
+            options.size, key, self._randomness(UPLOAD_ID_SIZE), attrs.evolve(hasher.state(), content=content),
+            options.metadata, options.link, dedup=mode)
         self._next_number += 1
         self._making += 1
         try:

@@ -19,7 +19,15 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from client_shim.gateway.handle_errors import JournalFailed, JournalUnusable
-from client_shim.gateway.handle_records import COLUMNS, CREATE_HANDLES, HandleRecord, RingRow, record_of, row_of
+from client_shim.gateway.handle_records import (
+    ADD_DEDUP,
+    COLUMNS,
+    CREATE_HANDLES,
+    HandleRecord,
+    RingRow,
+    record_of,
+    row_of,
+)
 from client_shim.gateway.resumable_hash import HashState
 from helper.interfaces import LITERAL_MAX
 from helper.wal_database import Change, DatabaseDamaged, DatabaseUnusable, WalDatabase, reason_of_failure
@@ -38,12 +46,13 @@ SCHEMA: Sequence[Sequence[str]] = (
      """CREATE TABLE ring (handle INTEGER NOT NULL, start INTEGER NOT NULL, crc INTEGER NOT NULL,
         data BLOB NOT NULL)""",
      "CREATE UNIQUE INDEX ring_order ON ring (handle, start)"),
+    ADD_DEDUP,
 )
 
 _ADVICE = "uploads in progress cannot be resumed without it; restore it, or move it away"
 _PUT = f"INSERT OR REPLACE INTO handles ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
 _CHANGING = ("state", "touched", "size", "key", "upload_id", "metadata", "dircap", "name", "cap", "literal",
-             "error_code", "error_text")
+             "error_code", "error_text", "adopting", "outcome")
 _UPDATE = f"UPDATE handles SET {', '.join(f'{column} = ?' for column in _CHANGING)} WHERE number = ?"  # noqa: S608
 _ALL = f"SELECT {', '.join(COLUMNS)} FROM handles ORDER BY number"  # noqa: S608
 
@@ -51,7 +60,7 @@ _ALL = f"SELECT {', '.join(COLUMNS)} FROM handles ORDER BY number"  # noqa: S608
 @attrs.frozen
 class Append:
     """The next ciphertext of a handle, of which nothing was sent yet: `data` at `start`, and the state of its hashes
-    at the end of it. Rows of the ring before `free_below` are at the helper."""
+    at the end of it. Rows of the ring before `free_below` are at the helper; they go, unless the ring `keeps` them."""
 
     number: int
     start: int
@@ -59,6 +68,7 @@ class Append:
     hashes: HashState
     touched: float
     free_below: int
+    keeps: bool = False
 
     def changes(self) -> list[Change]:
         h = self.hashes
@@ -66,10 +76,10 @@ class Append:
         return [
             Change("INSERT INTO ring (handle, start, crc, data) VALUES (?, ?, ?, ?)",
                    [(self.number, self.start + i * ROW_MAX, zlib.crc32(row), row) for i, row in enumerate(rows)]),
-            Change("UPDATE handles SET length = ?, segment_filled = ?, flat = ?, segment = ?, tree = ?, touched = ? "
-                   "WHERE number = ?",
-                   [(h.size, h.segment_filled, h.flat, h.segment, h.tree, self.touched, self.number)]),
-            _free(self.number, self.free_below)]
+            Change("UPDATE handles SET length = ?, segment_filled = ?, flat = ?, segment = ?, tree = ?, content = ?, "
+                   "touched = ? WHERE number = ?",
+                   [(h.size, h.segment_filled, h.flat, h.segment, h.tree, h.content, self.touched, self.number)]),
+            _free(self.number, self.free_below, self.keeps)]
 
 
 def put(record: HandleRecord) -> list[Change]:
@@ -78,10 +88,14 @@ def put(record: HandleRecord) -> list[Change]:
 
 
 def update(record: HandleRecord, *, drop_ring: bool = False) -> list[Change]:
-    """Change a handle, but not its length and hashes, which go on with every append. Its ring stays, or goes."""
+    """Change a handle, but not its length and hashes, which go on with every append. Its ring, and what is known of its
+    plaintext, stay or go."""
     values = dict(zip(COLUMNS, row_of(record), strict=True))
     changes = [Change(_UPDATE, [(*(values[column] for column in _CHANGING), record.number)])]
-    return [*changes, _drop([record.number])] if drop_ring else changes
+    if drop_ring:
+        changes += [Change("UPDATE handles SET content = x'' WHERE number = ?", [(record.number,)]),
+                    _drop([record.number])]
+    return changes
 
 
 def remove(numbers: Iterable[int]) -> list[Change]:
@@ -90,9 +104,9 @@ def remove(numbers: Iterable[int]) -> list[Change]:
     return [Change("DELETE FROM handles WHERE number = ?", [(number,) for number in numbers]), _drop(numbers)]
 
 
-def free(number: int, below: int) -> list[Change]:
-    """Rows of the ring of a handle before `below` are at the helper."""
-    return [_free(number, below)]
+def free(number: int, below: int, *, keep: bool) -> list[Change]:
+    """Rows of the ring of a handle before `below` are at the helper; they go, or `keep` says that they stay."""
+    return [_free(number, below, keep)]
 
 
 def touch(number: int, when: float) -> list[Change]:
@@ -100,7 +114,9 @@ def touch(number: int, when: float) -> list[Change]:
     return [Change("UPDATE handles SET touched = ? WHERE number = ?", [(when, number)])]
 
 
-def _free(number: int, below: int) -> Change:
+def _free(number: int, below: int, keep: bool) -> Change:
+    if keep:
+        return Change("UPDATE handles SET at_helper = ? WHERE number = ?", [(below, number)] if below else [])
     return Change("DELETE FROM ring WHERE handle = ? AND start < ?", [(number, below)] if below else [])
 
 
@@ -165,8 +181,9 @@ class JournalFile:
         return ring
 
     def rings(self) -> set[int]:
-        """The numbers of handles that have a ring."""
-        return {number for (number,) in self._database.read("SELECT DISTINCT handle FROM ring")}
+        """The numbers of handles that have a ring with something that may not be at the helper."""
+        return {number for (number,) in self._database.read(
+            "SELECT DISTINCT handle FROM ring JOIN handles ON number = handle WHERE start >= at_helper")}
 
     def _damaged(self, what: str) -> JournalUnusable:
         return JournalUnusable(str(self._path), f"this journal of uploads is damaged: {what}; {_ADVICE}")

@@ -28,6 +28,7 @@ from client_shim.gateway.upload_fields import (
     written_boolean,
     written_dictionary,
 )
+from client_shim.gateway.upload_requests import dedup_of
 from client_shim.gateway.upload_resource import (
     NO_STORE,
     Notes,
@@ -98,7 +99,8 @@ class Resumable:
         exchange.answer_always_with([limits()])
         size = _indicated_size(head, 0, complete=complete)
         name = file_name_of(head.headers)
-        handle = await self._uploads.create(size, link_target(directory_of(head), name), Notes("draft", name))
+        handle = await self._uploads.create(size, link_target(directory_of(head), name), Notes("draft", name),
+                                            dedup_of(head.argument("dedup")))
         location = ("Location", location_of(handle))
         told = _takes_104(head)
         if told:

@@ -113,13 +113,15 @@ class TaggedHash:
 
 @attrs.frozen
 class HashState:
-    """All that is to be kept of a ResumableCiphertextHasher. `size`: bytes it has seen."""
+    """All that is to be kept of a ResumableCiphertextHasher. `size`: bytes it has seen. `content`: what is known of
+    the plaintext of these bytes, sealed (resumable_content.py); empty if nothing is."""
 
     size: int
     segment_filled: int
     flat: bytes = attrs.field(repr=False)
     segment: bytes = attrs.field(repr=False)
     tree: bytes = attrs.field(repr=False)
+    content: bytes = attrs.field(default=b"", repr=False)
 
 
 class ResumableCiphertextHasher:

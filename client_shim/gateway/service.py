@@ -74,7 +74,8 @@ class Gateway:
         journal = Journal(JournalFile(self._state.path / JOURNAL_NAME),
                           partial(deferToThreadPool, reactor, self._journal_thread))
         self._handles = Handles(journal, self._client.link, config.parameters, settings.handles, reactor,
-                                HandleLinks(self._linker), reveal=config.settings.reveal)
+                                HandleLinks(self._linker), reveal=config.settings.reveal,
+                                dedup=self._client.dedup_in, dedup_mode=config.settings.dedup)
         self._site: Site | None = None
         self._factory = HttpFactory(
             self._handle, Timeouts(settings.head_timeout, settings.body_timeout, settings.idle_timeout),

@@ -11,6 +11,7 @@ from email.utils import formatdate
 
 import attrs
 
+from client_shim.dedup import DedupMode
 from client_shim.gateway.checksums import ALGORITHMS, CheckedBodies, CheckedBody, check_algorithm
 from client_shim.gateway.exchange import Exchange, RequestHead
 from client_shim.gateway.handle_errors import BadSize, LinkFailed, SizeExceeded
@@ -34,6 +35,7 @@ from client_shim.gateway.upload_fields import (
     number_of,
     single,
 )
+from client_shim.gateway.upload_requests import dedup_of
 from client_shim.gateway.upload_resource import (
     NO_STORE,
     Notes,
@@ -102,13 +104,14 @@ class Tus:
         text, metadata = metadata_of(head.headers)
         name = _name_in(metadata)
         link = link_target(metadata.get("dircap", directory_of(head)), name)
+        dedup = _dedup(head, metadata)
         checksum = _checksum(head)
         if head.has_body:
             _check_media_type(head)
         # nothing is made for a body that is not what it should be
         checked = await self._bodies.read(exchange.read, head.content_length, checksum) if checksum else None
         try:
-            handle = await self._uploads.create(size, link, Notes("tus", name, text))
+            handle = await self._uploads.create(size, link, Notes("tus", name, text), dedup)
             async with self._uploads.writing(handle, exchange) as turn:
                 await self._first_bytes(turn, checked)
                 exchange.answer_always_with([("Location", location_of(handle))])
@@ -227,6 +230,17 @@ def _checksum(head: RequestHead) -> Checksum | None:
     if checksum is not None:
         check_algorithm(checksum)
     return checksum
+
+
+def _dedup(head: RequestHead, metadata: dict[str, bytes]) -> DedupMode | None:
+    """As the address or else the metadata say. Raises BadQuery, BadField."""
+    mode = dedup_of(head.argument("dedup"))
+    if mode is not None or "dedup" not in metadata:
+        return mode
+    try:
+        return DedupMode(metadata["dedup"].decode("ascii"))
+    except ValueError:
+        raise BadField("Upload-Metadata", "a dedup that is on, trust or off") from None
 
 
 def _name_in(metadata: dict[str, bytes]) -> str | None:

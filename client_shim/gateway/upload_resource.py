@@ -18,6 +18,7 @@ from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
+from client_shim.dedup import DedupMode
 from client_shim.gateway.exchange import ClientGone, Exchange, Handler, RequestHead
 from client_shim.gateway.handle import RETRY_AFTER
 from client_shim.gateway.handle_errors import (
@@ -30,7 +31,7 @@ from client_shim.gateway.handle_errors import (
     TakenOver,
 )
 from client_shim.gateway.handles import Handle, HandleOptions, Handles, HandleState, LinkTarget, Writer
-from client_shim.gateway.put_uri import CAP_HEADER
+from client_shim.gateway.put_uri import CAP_HEADER, DEDUP_HEADER
 from client_shim.gateway.upload_errors import BadLink, WrongMethod
 from client_shim.gateway.upload_fields import FILE_MAX
 from client_shim.gateway.upload_requests import place_in
@@ -144,11 +145,12 @@ class Uploads:
         """Until it is given up, or forgotten, if nobody asks for it."""
         return max(0, int(handle.status.expires - self._epoch_time()))
 
-    async def create(self, size: int | None, link: LinkTarget | None, notes: Notes) -> Handle:
+    async def create(self, size: int | None, link: LinkTarget | None, notes: Notes,
+                     dedup: DedupMode | None = None) -> Handle:
         """Raises BadSize, and what Handles.create raises."""
         if size is not None and size > FILE_MAX:
             raise BadSize(FILE_MAX, size)
-        return await self._handles.create(HandleOptions(size, link, notes.to_bytes()))
+        return await self._handles.create(HandleOptions(size, link, notes.to_bytes(), dedup))
 
     def find(self, head: RequestHead) -> Handle:
         """The handle that a request is for. Raises UnknownHandle, HandleExpired, JournalFailed."""
@@ -309,11 +311,13 @@ def _shielded(work: Deferred[T]) -> Deferred[T]:
 
 
 def result_headers(handle: Handle) -> list[tuple[str, str]]:
-    """The cap of a finished upload, and what is wrong with its link."""
+    """The cap of a finished upload, what became of it, and what is wrong with its link."""
     status = handle.status
     if status.state is not HandleState.FINISHED or status.cap is None:
         return []
     headers = [(CAP_HEADER, status.cap.decode("ascii"))]
+    if status.outcome is not None:
+        headers.append((DEDUP_HEADER, status.outcome.value))
     if isinstance(status.error, LinkFailed):
         headers.append((LINK_ERROR_HEADER, status.error.why))
     return headers

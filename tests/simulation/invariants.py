@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from functools import lru_cache
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -125,7 +126,12 @@ def encoding_of(file: File) -> Encoded:
 
 def index_of(file: File) -> bytes:
     """The storage index."""
-    return bytes(storage_index_hash(file.key))
+    return _index_of_key(file.key)
+
+
+@lru_cache(maxsize=16)  # asked at every step
+def _index_of_key(key: bytes) -> bytes:
+    return bytes(storage_index_hash(key))
 
 
 def _check_end(world: SimulatedWorld, client: Client, state: State, code: str) -> None:

@@ -249,6 +249,12 @@ async def _believed(_self: dedup.Finder, *_arguments: Any) -> bool:
     return True
 
 
+def _placed_for_ever(self: uploads.Uploads, storage_index: bytes) -> bytes | None:
+    """What it has placed once is there."""
+    upload = self._by_index.get(storage_index)
+    return None if upload is None or upload.session.state is not State.FINISHED else upload.session.ueb
+
+
 def _taken_unasked(real: Callable[..., Awaitable[Answered]]) -> Callable[..., Awaitable[Answered]]:
     """Whoever asks for a file wants it."""
 
@@ -328,6 +334,8 @@ MUTANTS: dict[str, Mutant] = {
         active=_replacing(pushing.SharePusher, "_closed_enough", _answered_too_early)),
     "a file is taken although a share is missing": Mutant(
         active=_everywhere("is_whole", _some_will_do, dedup_search, helper_dedup)),
+    "a record is believed without a look at the shares": Mutant(
+        active=_replacing(uploads.Uploads, "_being_placed", _placed_for_ever)),
     "a file is taken unseen": Mutant(active=_replacing(dedup.Finder, "_is_right", _believed)),
     "a file is taken before the client wants it": Mutant(
         active=_wrapping(uploads.Uploads, "look_up", _taken_unasked)),

@@ -26,6 +26,7 @@ from helper.foolscap_edge import StreamingHelper
 from helper.ledger import Ledger
 from helper.ledger_file import LEDGER_NAME, LedgerFile, Recorded
 from helper.parameters import Parameters
+from helper.session import State
 from helper.settings import Settings
 from helper.spool import ASIDE, Spool
 from helper.upload import Upload
@@ -421,7 +422,11 @@ class SimulatedWorld:
 
     def being_placed(self, storage_index: bytes) -> bool:
         """Whether this helper has finished the file, and places its last shares yet."""
-        return self.running and self.uploads._being_placed(storage_index) is not None
+        if not self.running:
+            return False
+        upload = self.uploads._by_index.get(storage_index)
+        return (upload is not None and upload.session.state is State.FINISHED
+                and self.uploads._room.stored(upload.name) > 0)
 
     def give_up_connection(self, server: Unsteady, seconds: float) -> None:
         """A server that hangs is noticed after a while."""

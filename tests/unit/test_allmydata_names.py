@@ -64,6 +64,7 @@ FORMATS = {
     "allmydata.util.happinessutil.servers_of_happiness",
     "allmydata.util.hashutil.CIPHERTEXT_SEGMENT_TAG",
     "allmydata.util.hashutil.CIPHERTEXT_TAG",
+    "allmydata.util.hashutil.CONVERGENT_ENCRYPTION_TAG",
     "allmydata.util.hashutil._SHA256d_Hasher",
     "allmydata.util.hashutil.block_hash",
     "allmydata.util.hashutil.bucket_cancel_secret_hash",

@@ -13,11 +13,13 @@ from typing import Any
 
 import attrs
 import pytest
+from allmydata import uri
 from hypothesis import given
 from hypothesis import strategies as st
 from test_spool import Stepped
 from world import outcome, plaintext
 
+from client_shim.dedup import DedupMode, Outcome
 from client_shim.gateway.handle_errors import JournalFailed, JournalUnusable
 from client_shim.gateway.handle_records import (
     COLUMNS,
@@ -43,11 +45,12 @@ from client_shim.gateway.journal import (
 )
 from client_shim.gateway.resumable_hash import HashState, ResumableCiphertextHasher
 from helper.parameters import Parameters
-from helper.wal_database import WalDatabase
+from helper.wal_database import Change, WalDatabase
 
 PARAMETERS = Parameters(3, 7, 10, 1000)
 EMPTY = ResumableCiphertextHasher(3, 1000).state()
 ID = "a2" * 26
+CAP = bytes(uri.CHKFileURI(bytes(16), bytes(32), 3, 10, 1000).to_string())
 
 
 def record(number: int = 1, **changes: Any) -> HandleRecord:
@@ -90,6 +93,10 @@ RECORDS = st.builds(
     literal=st.none() | st.binary(max_size=55),
     error_code=st.none() | st.text(st.characters(codec="utf-8")),
     error_text=st.text(st.characters(codec="utf-8")),
+    hashes=st.binary(max_size=200).map(lambda content: attrs.evolve(EMPTY, content=content)),
+    dedup=st.sampled_from(DedupMode),
+    adopting=st.none() | st.just(CAP),
+    outcome=st.sampled_from(Outcome),
 )
 
 
@@ -102,7 +109,8 @@ def test_a_record_comes_back(one: HandleRecord) -> None:
     ("id", "A" * 52), ("id", "a" * 51), ("id", None), ("state", "opened"), ("k", 0), ("k", "3"), ("n", 257),
     ("declared", -1), ("size", "ten"), ("key", None), ("key", b"k" * 15), ("upload_id", b"u" * 31), ("length", -1),
     ("length", 5), ("flat", b""), ("flat", 7), ("segment", b"x"), ("tree", b""), ("segment_filled", 1),
-    ("literal", bytes(56))])
+    ("literal", bytes(56)), ("content", "x"), ("content", None), ("dedup", "maybe"), ("dedup", None), ("at_helper", 1),
+    ("at_helper", -1), ("at_helper", "0"), ("adopting", CAP), ("adopting", b"URI:DIR2:x:y"), ("outcome", "lost")])
 def test_a_record_that_cannot_be_is_refused(column: str, value: Any) -> None:
     row = list(row_of(record(size=4)))
     row[COLUMNS.index(column)] = value
@@ -157,7 +165,7 @@ def test_a_ring_grows_and_is_freed(file: JournalFile) -> None:
     file.apply(second.changes())
     then = attrs.evolve(now, hashes=second.hashes)
     assert [row.start for row in file.ring(then)] == [ROW_MAX, 2 * ROW_MAX, len(data)]
-    file.apply(free(1, len(data) + 4))
+    file.apply(free(1, len(data) + 4, keep=False))
     assert file.ring(then) == []
     assert file.rings() == set()
 
@@ -410,3 +418,47 @@ def test_what_a_killed_process_was_told_is_there(path: Path, after: int) -> None
             assert row.start != number * 20_000 or row.data == data
     assert hasher.hashes() == hasher_of(found).hashes()
     file.close()
+
+
+def test_a_journal_of_a_version_without_dedup_goes_on(path: Path) -> None:
+    """Its handles look for nothing: of what they have nothing is known."""
+    older = WalDatabase(path, SCHEMA[:1])
+    older.open()
+    values = dict(zip(COLUMNS, row_of(record()), strict=True))
+    names = [name for name in COLUMNS if name not in ("content", "dedup", "adopting", "at_helper", "outcome")]
+    statement = f"INSERT INTO handles ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+    older.apply([Change(statement, [tuple(values[name] for name in names)])])
+    older.close()
+    file = JournalFile(path)
+    file.open()
+    assert file.records() == [record()]
+    assert (file.records()[0].dedup, file.records()[0].hashes.content) == (DedupMode.OFF, b"")
+    file.close()
+
+
+def test_a_ring_that_is_kept_wakes_nobody(file: JournalFile) -> None:
+    file.apply(put(record()))
+    first = appended(record(), b"a" * 100)
+    file.apply(first.changes())
+    now = record(hashes=first.hashes)
+    file.apply(free(1, 100, keep=True))
+    assert file.rings() == set()
+    kept = attrs.evolve(now, at_helper=100, touched=3000.0)
+    assert file.records() == [kept]
+    assert [row.start for row in file.ring(kept)] == [0]
+    second = appended(kept, b"b" * 10)
+    file.apply(second.changes())
+    assert file.rings() == {1}
+    file.apply(free(1, 110, keep=False))
+    assert file.rings() == set()
+
+
+def test_what_is_known_of_the_plaintext_goes_with_the_ring(file: JournalFile) -> None:
+    known = record(hashes=attrs.evolve(EMPTY, content=b"sealed"), dedup=DedupMode.ON)
+    file.apply(put(known))
+    file.apply(update(attrs.evolve(known, adopting=CAP, outcome=Outcome.EXISTING)))
+    assert file.records()[0].hashes.content == b"sealed"
+    assert file.records()[0].adopting == CAP
+    ended = attrs.evolve(known, state=HandleState.FINISHED, cap=CAP, outcome=Outcome.EXISTING, key=None, upload_id=None)
+    file.apply(update(ended, drop_ring=True))
+    assert file.records() == [attrs.evolve(ended, hashes=EMPTY)]

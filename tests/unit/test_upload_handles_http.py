@@ -9,9 +9,11 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from dedup_worlds import Reader, dedup_of, put_as_stock
 from http_world import Answer
 from upload_world import DIRECTORY, PARAMETERS, UploadWorld, fields_of, request
 
+from client_shim.dedup import DedupMode
 from client_shim.gateway.exchange import Headers, RequestHead
 from client_shim.gateway.handle_errors import UnknownHandle
 from client_shim.gateway.handle_settings import HandleSettings
@@ -418,3 +420,67 @@ def test_target_is_not_decoded() -> None:
     for target, name in (("/uploads/", None), ("/uploads", None), ("/uploads/a", "a"), ("/uploads/a?b=c", "a"),
                          ("/uploads/%61", "%61"), ("/uploadsa", None), ("/uploads/a/b", "a/b"), ("//uploads/a", None)):
         assert handle_id_of(RequestHead("GET", target, Headers())) == name
+
+
+# -- files that are stored already ---------------------------------------------------------------------------
+
+
+def modes(world: UploadWorld) -> list[DedupMode]:
+    """Of all uploads."""
+    return [handle.record.dedup for handle in world.handles._handles.values()]
+
+
+@pytest.mark.parametrize("mode", DedupMode, ids=lambda mode: mode.value)
+def test_dedup_is_chosen_when_an_upload_is_made(world: UploadWorld, mode: DedupMode) -> None:
+    query = f"/uploads/?dedup={mode.value}"
+    assert world.ask("POST", query, TUS | {"Upload-Length": "7"}).status == 201
+    assert world.ask("POST", query, DRAFT | {"Upload-Complete": "?0"}).status == 201
+    tus_upload(world, 7, dedup=mode.value)
+    other = upload_metadata({"dedup": "off"})
+    assert world.ask("POST", query, TUS | {"Upload-Length": "7"} | other).status == 201  # the address goes before
+    assert modes(world) == [mode] * 4
+
+
+def test_dedup_is_the_gateways_otherwise(world: UploadWorld) -> None:
+    world.dedup_mode = DedupMode.TRUST
+    world.restart()
+    tus_upload(world, 7)
+    assert world.ask("POST", "/uploads/", DRAFT | {"Upload-Complete": "?0"}).status == 201
+    assert modes(world) == [DedupMode.TRUST] * 2
+
+
+def test_dedup_of_another_form(world: UploadWorld) -> None:
+    answer = world.ask("POST", "/uploads/?dedup=yes", TUS | {"Upload-Length": "7"})
+    assert (answer.status, answer.body) == (400, b"the query argument dedup: expected on or trust or off\n")
+    assert world.ask("POST", "/uploads/?dedup=", DRAFT | {"Upload-Complete": "?0"}).status == 400
+    for value in ("yes", "\u00fcber"):
+        answer = world.ask("POST", "/uploads/", TUS | {"Upload-Length": "7"} | upload_metadata({"dedup": value}))
+        assert answer.status == 400
+        assert b"a dedup that is on, trust or off" in answer.body
+    assert modes(world) == []
+
+
+@pytest.mark.parametrize("dialect", [TUS_BODY, DRAFT_BODY], ids=["tus", "draft"])
+def test_the_last_answer_says_what_became_of_it(world: UploadWorld, dialect: dict[str, str]) -> None:
+    stocks = put_as_stock(world.helper, DATA, PARAMETERS)
+    reader = Reader(world.helper, PARAMETERS)
+    world.dedup = lambda mode: None if mode is DedupMode.OFF else dedup_of(reader)
+    for mode, outcome in [("on", "existing"), ("off", "published")]:
+        begins = dialect | {"Upload-Complete": "?0", "Upload-Length": str(SIZE)}
+        answer = world.ask("POST", f"/uploads/?dedup={mode}", begins, DATA[:1500])
+        path = path_of(answer)
+        assert "tahoe-dedup" not in fields_of(answer)
+        world.restart()
+        answer = world.ask("PATCH", path, dialect | {"Upload-Offset": "1500"}, DATA[1500:])
+        told = fields_of(answer)
+        assert told["tahoe-dedup"] == outcome
+        assert (told["tahoe-cap"] == stocks.cap.decode()) == (mode == "on")
+        for asks in (TUS, DRAFT):
+            fields = fields_of(world.ask("HEAD", path, asks))
+            assert (fields["tahoe-cap"], fields["tahoe-dedup"]) == (told["tahoe-cap"], outcome)
+
+
+def test_a_literal_is_published(world: UploadWorld) -> None:
+    path = tus_upload(world, 5)
+    answer = world.ask("PATCH", path, TUS_BODY | {"Upload-Offset": "0"}, b"hello")
+    assert fields_of(answer)["tahoe-dedup"] == "published"
