@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from allmydata.util import hashutil
 from Crypto.Cipher import AES
@@ -67,10 +67,6 @@ class PlaintextDigests:
         if self._filled:
             self._digests.append(self._current.digest())
             self._current, self._filled = self._hasher(), 0
-
-    def some(self, choose: Callable[[int], int]) -> int:
-        """The number of a random piece; `choose` returns a random number below another."""
-        return choose(len(self))
 
     def matches(self, number: int, piece: bytes) -> bool:
         """Whether `piece` is piece `number` of the plaintext."""

@@ -1,16 +1,18 @@
 """Files that are stored already, as their uploader finds them: protocol.txt §4.8, §9.1.
 
 While a file is streamed under a random key, the key that stock Tahoe would have used is computed too, and a keyed
-digest of each segment is kept. With these the client asks the helper at the end whether the file is there, and looks
-for itself before it believes it.
+digest of one segment, chosen at random, is kept. With these the client asks the helper at the end whether the file is
+there, and looks for itself before it believes it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from enum import Enum
+from functools import partial
 from typing import Protocol
 
 import attrs
@@ -20,8 +22,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.interfaces import IReactorTime
 
-from client_shim.cipher import PlaintextDigests
 from client_shim.errors import UploadError
+from client_shim.one_segment import KnownSegment, OneSegment
 from client_shim.sealed_records import NONCE_SIZE, BadRecord, FileRecord, seal, unseal
 from helper.interfaces import HASH_SIZE, RECORDS_TOLD_MAX
 from helper.parameters import Parameters
@@ -31,6 +33,7 @@ from helper.ueb import make_ueb
 #: Seconds within which a claimed file must have been read; otherwise the upload is published as if it were new.
 READ_PATIENCE = 2.0
 
+DIGEST_KEY_SIZE = 32  # bytes
 _HASHES = ("crypttext_hash", "crypttext_root_hash", "share_root_hash")
 
 
@@ -68,28 +71,14 @@ class Dedup:
     choose: Callable[[int], int] = secrets.randbelow
 
 
-class KnownSegments(Protocol):
-    """Digests by which segments of a plaintext are known again."""
-
-    @property
-    def piece_size(self) -> int:
-        """Bytes of a segment; the last may have fewer."""
-
-    def some(self, choose: Callable[[int], int]) -> int:
-        """The number of a random one; `choose` returns a random number below another."""
-
-    def matches(self, number: int, piece: bytes) -> bool:
-        """Whether `piece` is that one."""
-
-
 @attrs.frozen
 class Content:
-    """What is known of a whole plaintext of `size` bytes: the key that stock Tahoe makes of it, and digests of its
-    segments."""
+    """What is known of a whole plaintext of `size` bytes: the key that stock Tahoe makes of it, and one of its
+    segments, chosen at random."""
 
     convergent_key: bytes = attrs.field(repr=False)
     size: int
-    digests: KnownSegments
+    segment: KnownSegment
 
     @property
     def convergent_index(self) -> bytes:
@@ -99,14 +88,16 @@ class Content:
 class ContentHasher:
     """Makes the Content of a plaintext in one pass, its length unknown. Holds back no more than a segment."""
 
-    def __init__(self, parameters: Parameters, convergence: bytes) -> None:
+    def __init__(self, parameters: Parameters, convergence: bytes,
+                 choose: Callable[[int], int] = secrets.randbelow) -> None:
         self._parameters = parameters
         self._convergence = convergence
+        self._choose = choose
         self._cutter = SegmentCutter(parameters.k, parameters.max_segment_size, parameters.size)
         self._held = bytearray()  # while the segment size, which is hashed first, is not known
         self._key_hasher: hashutil._SHA256d_Hasher | None = None
-        self._digests = PlaintextDigests(b"", 1)
-        self._size = 0
+        self._segment: OneSegment[hashlib.blake2b] | None = None
+        self._hashed = self._size = 0
 
     def update(self, data: bytes) -> None:
         """The next bytes."""
@@ -124,19 +115,20 @@ class ContentHasher:
         if self._key_hasher is None:
             p = self._parameters
             self._begin(segment_size_for(p.max_segment_size, p.k, self._size))
-        self._digests.end()
-        return Content(bytes(self._key_hasher.digest()), self._size, self._digests)  # type: ignore[union-attr]
+        return Content(bytes(self._key_hasher.digest()), self._size, self._segment)  # type: ignore[union-attr, arg-type]
 
     def _begin(self, segment_size: int) -> None:
         p = self._parameters
         self._key_hasher = hashutil.convergence_hasher(p.k, p.n, segment_size, self._convergence)
-        self._digests = PlaintextDigests(os.urandom(32), segment_size)
+        self._segment = OneSegment(partial(hashlib.blake2b, key=os.urandom(DIGEST_KEY_SIZE), digest_size=32),
+                                   segment_size, self._choose)
         held, self._held = bytes(self._held), bytearray()
         self._hash(held)
 
     def _hash(self, data: bytes) -> None:
         self._key_hasher.update(data)  # type: ignore[union-attr]
-        self._digests.update(data)
+        self._segment.update(self._hashed, memoryview(data))  # type: ignore[union-attr]
+        self._hashed += len(data)
 
 
 @attrs.frozen
@@ -193,16 +185,15 @@ class Finder:
         left = deadline - self._clock.seconds()
         if left <= 0:
             return False
-        digests = content.digests
-        number = digests.some(self._dedup.choose)
-        start = number * digests.piece_size
-        end = min(start + digests.piece_size, content.size)
+        segment = content.segment
+        start = segment.number * segment.segment_size
+        end = min(start + segment.segment_size, content.size)
         reading = Deferred.fromCoroutine(_awaited(self._dedup.read(candidate.cap, start, end)))
         try:
             piece = await reading.addTimeout(left, self._clock)
         except (UploadError, TimedOut):
             return False
-        return digests.matches(number, piece)
+        return segment.matches(piece)
 
 
 async def _awaited(awaitable: Awaitable[bytes]) -> bytes:

@@ -23,6 +23,7 @@ from client_shim.dedup import Content, DedupMode
 from client_shim.disclosure import RevealStorageIndex
 from client_shim.errors import SourceChanged, UploadClosed, UploadError
 from client_shim.node_config import read_node_config
+from client_shim.one_segment import OneOfAll
 from client_shim.readback import verify_segments
 from client_shim.report import Report
 from client_shim.sources import CommandSource, FileSource, Source, source_of
@@ -161,9 +162,11 @@ class Put:
             convergent_key, parameters.k, parameters.n, parameters.max_segment_size, max(1, size), secret,
             self._first_pass(f, size, digests))
         upload = self._begin(size, key, None)
-        if size > LITERAL_MAX and (cap := await upload.find(Content(key, size, digests))) is not None:
-            self._report.last_byte(upload.progress)
-            return await self._completed(cap, upload, digests)
+        if size > LITERAL_MAX:
+            content = Content(key, size, OneOfAll(digests, random.SystemRandom().randrange(len(digests))))
+            if (cap := await upload.find(content)) is not None:
+                self._report.last_byte(upload.progress)
+                return await self._completed(cap, upload, digests)
         await upload.open()
         f.seek(0)
         for number in range(len(digests)):

@@ -83,7 +83,7 @@ class StreamingUpload:
             patience, UploadEvents(lambda: on_progress(self.progress), self._failed, on_paused, on_resumed))
         self.outcome = Outcome.PUBLISHED
         self._finder = None if dedup is None else Finder(dedup, parameters, clock)
-        self._content = None if dedup is None else ContentHasher(parameters, dedup.convergence)
+        self._content = None if dedup is None else ContentHasher(parameters, dedup.convergence, dedup.choose)
         self._clock = clock
         self._leaving: Deferred[None] = succeed(None)
         self._lock = DeferredLock()

@@ -90,7 +90,8 @@ class Reader:
 
 
 def dedup_of(reader: Reader, secret: bytes = SECRET, segment: int = 0) -> Dedup:
-    return Dedup(secret, reader.read, lambda count: segment % count)
+    """With `segment` the one that is chosen (client_shim/one_segment.py)."""
+    return Dedup(secret, reader.read, lambda count: 0 if count == segment + 1 else 1)
 
 
 def streaming(world: World, dedup: Dedup | None, parameters: Parameters = PARAMETERS, link: WireLink | None = None,

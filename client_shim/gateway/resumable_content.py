@@ -16,70 +16,19 @@ from allmydata.util import hashutil
 from allmydata.util.netstring import netstring
 from Crypto.Cipher import ChaCha20_Poly1305
 
-from client_shim.dedup import Content
+from client_shim.dedup import DIGEST_KEY_SIZE, Content
 from client_shim.gateway.resumable_hash import TaggedHash
+from client_shim.one_segment import OneSegment
 from helper.interfaces import KEY_SIZE
 from helper.parameters import Parameters
 from helper.segments import segment_size_for
 
-DIGEST_KEY_SIZE = 32  # bytes
 NONCE_SIZE = 24  # bytes: long enough to be random (XChaCha20)
 TAG_SIZE = 16  # bytes
 _KEY_TAG = b"tahoe-stream state of an upload handle's plaintext v1"
 _DIGEST_TAG = b"tahoe-stream digest of a segment of plaintext v1"
 #: Key of the digest, number of the segment, lengths of the two states that follow.
 _HEAD = struct.Struct(f">{DIGEST_KEY_SIZE}sQHH")
-
-
-class OneSegment:
-    """A keyed digest of one segment of a plaintext, each of its segments with the same probability: when segment i
-    (from 1) begins it takes the place of the one before with probability 1/i. So its size does not depend on the
-    file's, and only a few segments are hashed. `choose` returns a random number below another.
-    """
-
-    def __init__(self, key: bytes, piece_size: int, choose: Callable[[int], int] = secrets.randbelow) -> None:
-        self.piece_size = piece_size
-        self.number = 0
-        self._key = key
-        self._choose = choose
-        self._hasher = self._new_hasher()
-
-    def update(self, offset: int, data: memoryview) -> None:
-        """The next bytes of plaintext, from `offset` on."""
-        while data:
-            number, filled = divmod(offset, self.piece_size)
-            piece = data[:self.piece_size - filled]
-            if not filled and number and self._choose(number + 1) == 0:
-                self.number, self._hasher = number, self._new_hasher()
-            if number == self.number:
-                self._hasher.update(bytes(piece))
-            offset += len(piece)
-            data = data[len(piece):]
-
-    def some(self, _choose: Callable[[int], int]) -> int:
-        """The number of the segment that `matches` knows, which was chosen at random already."""
-        return self.number
-
-    def matches(self, number: int, piece: bytes) -> bool:
-        """Whether `piece` is segment `number`."""
-        hasher = self._new_hasher()
-        hasher.update(piece)
-        return number == self.number and hasher.digest() == self._hasher.digest()
-
-    def state(self) -> tuple[bytes, int, bytes]:
-        """Key, number, and state of the hash: to be sealed."""
-        return self._key, self.number, self._hasher.state()
-
-    @classmethod
-    def resumed(cls, key: bytes, number: int, state: bytes, piece_size: int,
-                choose: Callable[[int], int]) -> OneSegment:
-        """ValueError for what is no state."""
-        segment = cls(key, piece_size, choose)
-        segment.number, segment._hasher = number, TaggedHash.resumed(state)
-        return segment
-
-    def _new_hasher(self) -> TaggedHash:
-        return TaggedHash(_DIGEST_TAG + netstring(self._key))
 
 
 class ResumableContentHasher:
@@ -98,7 +47,8 @@ class ResumableContentHasher:
         self._choose = choose
         self._assumed = assumed_segment_size(parameters)
         self._convergent = _convergence_hash(parameters, self._assumed, convergence)
-        self._segment = OneSegment(os.urandom(DIGEST_KEY_SIZE), self._assumed, choose)
+        self._digest_key = os.urandom(DIGEST_KEY_SIZE)
+        self._segment = OneSegment(self._new_digest, self._assumed, choose)
 
     def update(self, data: bytes | memoryview) -> None:
         """The next bytes of plaintext."""
@@ -119,14 +69,14 @@ class ResumableContentHasher:
             raise ValueError(f"expected all {self.size} bytes of a short file, got {len(plaintext)}")
         again = _convergence_hash(self._parameters, self._final_segment_size(), self._convergence)
         again.update(plaintext)
-        self._segment.piece_size = self._final_segment_size()  # it is the only one, and so is whole
+        self._segment.segment_size = self._final_segment_size()  # it is the only one, and so is whole
         return Content(again.digest()[:KEY_SIZE], self.size, self._segment)
 
     def sealed(self, key: bytes) -> bytes:
         """What `unsealed` goes on from, for the handle with this key."""
-        convergent, (digest_key, number, segment) = self._convergent.state(), self._segment.state()
+        convergent, segment = self._convergent.state(), self._segment.hasher.state()
         nonce = os.urandom(NONCE_SIZE)
-        state = _HEAD.pack(digest_key, number, len(convergent), len(segment)) + convergent + segment
+        state = _HEAD.pack(self._digest_key, self._segment.number, len(convergent), len(segment)) + convergent + segment
         sealed, tag = _cipher(key, nonce, self.size).encrypt_and_digest(state)
         return nonce + bytes(sealed) + bytes(tag)
 
@@ -144,9 +94,13 @@ class ResumableContentHasher:
         at = _HEAD.size + convergent_size
         hasher = cls(parameters, convergence, choose)
         hasher._convergent = TaggedHash.resumed(state[_HEAD.size:at])
-        hasher._segment = OneSegment.resumed(digest_key, number, state[at:], hasher._assumed, choose)
+        hasher._digest_key = digest_key
+        hasher._segment.number, hasher._segment.hasher = number, TaggedHash.resumed(state[at:])
         hasher.size = size
         return hasher
+
+    def _new_digest(self) -> TaggedHash:
+        return TaggedHash(_DIGEST_TAG + netstring(self._digest_key))
 
     def _final_segment_size(self) -> int:
         p = self._parameters

@@ -33,7 +33,6 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from world import SMALL, WireLink, World, begin, expected, outcome, plaintext, write_all
 
-from client_shim.cipher import PlaintextDigests
 from client_shim.dedup import READ_PATIENCE, Content, ContentHasher, Dedup, Outcome, candidates_of, ueb_fits
 from client_shim.errors import HelperRefused, UploadClosed
 from client_shim.helper_upload import LOOK_UP_PATIENCE
@@ -733,18 +732,15 @@ def test_content_in_any_pieces(size: int, cuts: list[int], declared: str | None,
         stocks = oracle.encode(data, k, parameters.n, 1000, SECRET, keep=False)
         assert content.convergent_key == stocks.key
         assert content.convergent_index == stocks.storage_index
-        assert content.digests.piece_size == stocks.segment_size
-        assert len(content.digests) == stocks.num_segments
-        for number in range(stocks.num_segments):
-            start = number * stocks.segment_size
-            assert content.digests.matches(number, data[start:start + stocks.segment_size])
+        assert content.segment.segment_size == stocks.segment_size
+        assert content.segment.matches(data[content.segment.number * stocks.segment_size:][:stocks.segment_size])
 
 
 @given(st.dictionaries(st.sampled_from(["ueb", "records", *(f"{name}-{i}" for i in range(1, 6)
                                                             for name in ("ueb", "record", "storage-index"))]),
                        st.integers(0, 2**63) | st.binary(max_size=300)))
 def test_no_answer_makes_the_client_stumble(fields: dict[str, int | bytes]) -> None:
-    content = Content(bytes(16), 5500, PlaintextDigests(b"k", 1002))
+    content = attrs.evolve(content_of(DATA), convergent_key=bytes(16), size=5500)
     assert list(candidates_of(fields, content, PARAMETERS)) == []
 
 

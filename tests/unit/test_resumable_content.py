@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from random import Random
 
 import pytest
@@ -13,7 +12,7 @@ from world import plaintext
 
 from client_shim.cipher import Encryptor, convergent_key
 from client_shim.dedup import Content, ContentHasher
-from client_shim.gateway.resumable_content import OneSegment, ResumableContentHasher
+from client_shim.gateway.resumable_content import ResumableContentHasher
 from client_shim.gateway.resumable_hash import ResumableSHA256
 from helper.parameters import Parameters
 from helper.segments import segment_size_for
@@ -54,14 +53,11 @@ def test_any_split_is_as_one_pass(size: int, cuts: list[int], declared: bool, se
     once.update(data)
     assert content.convergent_index == once.end().convergent_index
     segment = segment_size_for(MAX_SEGMENT, 3, size)
-    assert content.digests.piece_size == segment
-    number = content.digests.some(lambda _count: 0)
-    piece = data[number * segment:(number + 1) * segment]
-    assert content.digests.matches(number, piece)
+    assert content.segment.segment_size == segment
+    piece = data[content.segment.number * segment:][:segment]
     assert piece or not size
-    assert not content.digests.matches(number + 1, piece)
-    assert not content.digests.matches(number, piece + b"\0")
-    assert not content.digests.matches(number, bytes(len(piece)) if any(piece) else b"\1")
+    assert content.segment.matches(piece)
+    assert not content.segment.matches(bytes(len(piece)) if any(piece) else b"\1")
     for sealed in stored:
         assert not any(data[at:at + 8] in sealed for at in range(size - 7))
 
@@ -95,17 +91,6 @@ def test_all_is_needed_only_of_what_is_shorter_than_a_segment_and_was_not_declar
             if hasher.needs_all and size:
                 with pytest.raises(ValueError, match=f"expected all {size} bytes of a short file, got 0"):
                     hasher.end()
-
-
-def test_each_segment_is_chosen_as_often_as_any_other() -> None:
-    choose, chosen = Random(1), Counter[int]()
-    for _ in range(3000):
-        segment = OneSegment(bytes(32), 10, choose.randrange)
-        for offset in range(0, 55, 5):
-            segment.update(offset, memoryview(bytes(5)))
-        chosen[segment.some(choose.randrange)] += 1
-    assert set(chosen) == set(range(6))
-    assert max(chosen.values()) - min(chosen.values()) < 150  # 500 each; six standard deviations
 
 
 def test_two_states_of_one_moment_share_nothing() -> None:
