@@ -1,3 +1,3 @@
-The helper erasure-codes with ISA-L where pip or the system has it (pyeclib, libisal2), at many times the speed of zfec and
-with the same output, which it checks; its log says which of the two is in use.
-Helper and client spend a third less processor time on what they send.
+The helper erasure-codes with ISA-L where pip or the system has it (pyeclib, libisal2), at many times the speed of
+zfec and with the same output, which it checks; its log says which of the two is in use. Helper and client spend a
+third less processor time on what they send.
