@@ -232,9 +232,11 @@ class Upload:
             self.idle = 0.0
         self.asked_at = self._services.clock.seconds()
 
-    def deserted(self, since: float) -> bool:
-        """Whether it is open, no call for it is unanswered, and none has come since then (seconds)."""
-        return self.session.state is State.OPEN and not self._calls and self.asked_at <= since
+    def deserted(self, seconds: float) -> bool:
+        """Whether it is open, no call for it is unanswered, and none has come for so long; or may have been, since
+        the clock was set back after the last."""
+        since = self._services.clock.seconds() - self.asked_at
+        return self.session.state is State.OPEN and not self._calls and not -seconds <= since < seconds
 
     def yield_storage_index(self) -> None:
         """Another upload gets it. This one goes on without, and may take it again when it is free."""

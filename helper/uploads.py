@@ -143,7 +143,9 @@ class Uploads:
         upload, new = self._by_name.get(name), False
         if upload is None:
             # A node that has just started may not have met its servers yet.
-            wait = max(0.0, self._started + self._settings.server_wait - self._clock.seconds())
+            # A clock that was set back must not make that long.
+            wait = min(max(0.0, self._started + self._settings.server_wait - self._clock.seconds()),
+                       self._settings.server_wait)
             have = await self._grid.when_connected(parameters.happy, wait)
             upload = self._by_name.get(name)  # another `open` of the same ID may have come meanwhile
             if upload is None:
@@ -326,8 +328,8 @@ class Uploads:
         unread = other in self._recovery.waiting
         if other.session.error is not None and not unread:
             return  # it does not get on
-        now = self._clock.seconds()
-        if unread or now - self._started < YIELD_AFTER or not other.deserted(now - YIELD_AFTER):
+        just_started = 0 <= self._clock.seconds() - self._started < YIELD_AFTER
+        if unread or just_started or not other.deserted(YIELD_AFTER):
             raise errors.StorageIndexBusy()
         other.yield_storage_index()
 

@@ -93,6 +93,7 @@ class FakeServer:
         self._waiting: list[Deferred[Any]] = []
         self._watchers: dict[int, Callable[[], None]] = {}
         self._next_watcher = 0
+        self._clients_died = 0
 
     # -- what tests do to it -----------------------------------------------------------------------------
 
@@ -125,9 +126,19 @@ class FakeServer:
         waiting, self._waiting = self._waiting, []
         watchers, self._watchers = list(self._watchers.values()), {}
         for d in waiting:
-            self.clock.callLater(0, d.errback, DeadReferenceError("Connection was lost"))
+            self._tell_client(d.errback, DeadReferenceError("Connection was lost"))
         for callback in watchers:
-            self.clock.callLater(0, callback)
+            self._tell_client(callback)
+
+    def _tell_client(self, function: Callable[..., None], *args: Any) -> None:
+        """In a later turn, if the helper's process still lives."""
+        died = self._clients_died
+
+        def tell() -> None:
+            if self._clients_died == died:
+                function(*args)
+
+        self.clock.callLater(0, tell)
 
     def reconnect(self) -> None:
         """Be there again, on a new connection."""
@@ -135,6 +146,7 @@ class FakeServer:
 
     def client_died(self) -> None:
         """The helper's process is gone: nobody hears of what becomes of its requests, or of its connection."""
+        self._clients_died += 1
         self.open.clear()
         self.connection += 1
         self.hung = False

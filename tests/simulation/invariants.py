@@ -141,8 +141,9 @@ def _check_end(world: SimulatedWorld, client: Client, state: State, code: str) -
         require(client.adopts or client.died, f"client {client.number} has taken no other file")
     elif state is State.ABORTED:
         require(client.wants_nothing or client.crash, f"client {client.number} has aborted nothing")
-    else:
-        require(client.wants_nothing, f"the upload of client {client.number} expired, and it is still wanted")
+    else:  # one that was adopted, which could not be recorded, expires too (protocol.txt §4.9)
+        require(client.wants_nothing or client.adopts,
+                f"the upload of client {client.number} expired, and it is still wanted")
         jumps = world.times_set_forward + world.process.times_set_forward
         least = world.settings.idle_expiry - (2 + 2 * jumps) * world.settings.sweep_interval
         require(world.up - client.called_for >= least,

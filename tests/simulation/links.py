@@ -82,7 +82,7 @@ class FaultyLink(WireLink):
         edge = self._edge
 
         def again() -> None:
-            if not self._cut:
+            if not (self._cut or self._dead):  # else the first may not have arrived, and other bytes would be the first
                 getattr(edge, f"remote_{method}")(*arguments).addCallback(
                     lambda wire: self._on_answer(f"repeated {method}", arguments, wire))
 

@@ -36,7 +36,7 @@ CALM_AFTER = 100.0
 ENDS_WITHIN = 2 * 3600.0
 EXPIRES_WITHIN = 5 * 86400.0
 #: More steps than this are a loop.
-STEPS_MAX = 100_000
+STEPS_MAX = 400_000
 
 #: How those end who have a cap; what became of the upload follows.
 _CAP = "a cap: "

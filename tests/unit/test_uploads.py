@@ -247,6 +247,15 @@ def test_a_helper_that_just_started_waits_ten_seconds_for_servers_and_then_says_
     assert Caller(world).refusal("status").code == "unknown-upload"
 
 
+def test_a_clock_that_is_set_back_makes_nobody_wait_for_servers_for_long(world: World) -> None:
+    world.wait(60)
+    world.grid.servers = world.grid.servers[:6]
+    world.process.shift(-DAY)
+    results = Caller(world).begin("open", PARAMETERS.to_wire())
+    world.wait(10.2)
+    assert results[0].value.code == "too-few-servers"
+
+
 def test_a_helper_that_runs_for_long_says_so_at_once(world: World) -> None:
     world.wait(60)
     world.grid.servers = world.grid.servers[:6]
@@ -454,6 +463,17 @@ def test_an_upload_that_nobody_calls_for_yields_its_storage_index(staging: int) 
         world.wait(10)
         world.check_shares(expected(DATA, PARAMETERS))
         assert not world.grid.leftovers()
+
+
+def test_a_clock_that_is_set_back_keeps_no_storage_index_for_long(world: World) -> None:
+    world.wait(YIELD_AFTER)
+    one, other = Caller(world, 1), Caller(world, 2)
+    one.open()
+    one("assign", SI)
+    world.process.shift(-DAY)
+    world.wait(YIELD_AFTER)
+    other.open()
+    other("assign", SI)
 
 
 def test_an_upload_that_has_yielded_waits_for_its_turn(world: World) -> None:
