@@ -1,5 +1,5 @@
 """The grid that is measured: stock introducer and storage nodes; a stock helper with a stock client, over HTTP storage
-(the default) and over Foolscap; our helper, whose client is `tahoe-stream put`."""
+(the default) and over Foolscap; our helper, whose client is `tahoe-stream put`, or our gateway."""
 
 from __future__ import annotations
 
@@ -28,16 +28,22 @@ PLUGIN_LINE = f"plugins = {PLUGIN_NAME}"
 
 @attrs.frozen(eq=False)
 class Subject:
-    """Who uploads. `nodes` are those that run only while this one is measured; `client` is a stock client node."""
+    """Who uploads. `nodes` are those that run only while this one is measured; `client` is a stock client node, or a
+    gateway; `connects` are those of them of which their web pages tell to whom they are connected."""
 
     name: str
     helper: NodeProcess
     client: NodeProcess | None
     upload: Callable[[What], Uploaded]
+    client_connects: bool = True
 
     @property
     def nodes(self) -> list[NodeProcess]:
         return [self.helper] if self.client is None else [self.helper, self.client]
+
+    @property
+    def connects(self) -> list[NodeProcess]:
+        return self.nodes if self.client_connects else [self.helper]
 
 
 @attrs.frozen
@@ -74,6 +80,7 @@ class BenchGrid:
         self._grid = LocalGrid(directory, GRID)
         self._say = say
         self.ours: Subject
+        self.gateway: Subject
         self.stock: Subject
         self.stock_foolscap: Subject
         self._running: Subject | None = None
@@ -90,7 +97,11 @@ class BenchGrid:
         grid.client.stop()  # a node with our helper's furl: `put` needs its directory only
         directory = grid.client.directory
         self.ours = Subject("ours", grid.helper, None, lambda what: put(directory, what))
-        grid.helper.suspend()
+        gateway = grid.add_gateway(grid.client)
+        self.gateway = Subject(
+            "ours, gateway", grid.helper, gateway, lambda what: web_put(gateway, what, chunked=True), False)
+        for node in self.gateway.nodes:
+            node.suspend()
         self.stock = self._stock("stock", False)
         self.stock_foolscap = self._stock("stock, force_foolscap", True)
 
@@ -120,7 +131,7 @@ class BenchGrid:
             for node in subject.nodes:
                 node.resume()
             self._running = subject
-        for node in subject.nodes:
+        for node in subject.connects:
             self._grid.wait_connected(node)
         yield
 

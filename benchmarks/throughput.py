@@ -1,4 +1,5 @@
-"""Throughput, processor time and memory of one upload at a time, ours and stock's in turn."""
+"""Throughput, processor time and memory of one upload at a time: ours by `put` and by the gateway, and stock's, in
+turn."""
 
 from __future__ import annotations
 
@@ -16,15 +17,15 @@ SLOPE_SIZE = 1024 * MiB
 
 
 def run(bench: Bench) -> None:
-    """Staging servers; both stock helpers."""
+    """Staging servers; both of our clients, both stock helpers."""
     grid = bench.grid
     sizes = QUICK_SIZES if bench.quick else SIZES
-    subjects = [grid.ours, grid.stock, grid.stock_foolscap]
+    subjects = [grid.ours, grid.gateway, grid.stock, grid.stock_foolscap]
     for subject in subjects:  # connections, caches and Python's own start-up are not what is measured
         grid.measure(subject, What(MiB))
     bench.alternate(*(partial(_one, bench, subject, size) for size in sizes for subject in subjects))
     if not bench.quick:
-        for subject in (grid.ours, grid.stock):
+        for subject in (grid.ours, grid.gateway, grid.stock):
             _one(bench, subject, SLOPE_SIZE)
     _add_slopes(bench)
 
@@ -52,7 +53,7 @@ def _on_stock_servers(bench: Bench, size: int, declared: bool) -> None:
 
 
 def _add_slopes(bench: Bench) -> None:
-    for subject in (bench.grid.ours, bench.grid.stock):
+    for subject in (bench.grid.ours, bench.grid.gateway, bench.grid.stock):
         points = [(s / MiB / 1024, cpu) for s in (*SIZES, SLOPE_SIZE)
                   if s >= SIZES[-1] and (cpu := bench.samples.median(NAME, case_of(s), "client CPU", subject.name))]
         value = slope(points)

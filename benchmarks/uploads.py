@@ -1,4 +1,4 @@
-"""One upload, as a user makes it: `tahoe-stream put`, or a PUT to a stock node's web API."""
+"""One upload, as a user makes it: `tahoe-stream put`, or a PUT to a stock node's web API or to our gateway."""
 
 from __future__ import annotations
 
@@ -157,17 +157,24 @@ class _Put:
         self._ready.set()  # or never will be
 
 
-def web_put(node: NodeProcess, what: What) -> Uploaded:
-    """PUT /uri of a stock client node, whose body always has a length. Raises UploadFailed."""
+def web_put(node: NodeProcess, what: What, chunked: bool = False) -> Uploaded:
+    """PUT /uri of a stock client node, whose body always has a length, or (`chunked`) of a gateway, whose body has
+    none. Raises UploadFailed."""
     url = urlsplit(node.web_url)
     connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=TIMEOUT)
     try:
         connection.putrequest("PUT", "/uri")
-        connection.putheader("Content-Length", str(what.size))
+        connection.putheader(*(("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(what.size))))
         connection.endheaders()
         first_byte = time.monotonic()
         for piece in pieces(what):
+            if chunked:
+                connection.send(b"%x\r\n" % len(piece))
             connection.send(piece)
+            if chunked:
+                connection.send(b"\r\n")
+        if chunked:
+            connection.send(b"0\r\n\r\n")
         last_byte = time.monotonic()
         response = connection.getresponse()
         body = response.read().decode("utf-8", "replace")

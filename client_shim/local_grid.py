@@ -37,6 +37,7 @@ from client_shim.local_ports import PortReservations
 
 STOCK_RUN = (sys.executable, "-m", "allmydata", "run")
 STREAMING_HELPER_RUN = (sys.executable, "-m", "client_shim.cli", "helper", "run")
+GATEWAY_RUN = (sys.executable, "-m", "client_shim.cli", "gateway", "run", "--listen", "tcp:0:interface=127.0.0.1")
 # Seconds for the whole grid. Ten storage nodes on two idle cores need 11, nearly all of it processor time: a second of
 # imports a node, and one RSA key for each pair of storage nodes (Foolscap storage clients make one a server).
 START_TIMEOUT = 120.0
@@ -176,6 +177,17 @@ class LocalGrid:
         node.wait_ready()
         self.wait_connected(node)
         return node
+
+    def add_gateway(self, client: NodeProcess) -> NodeProcess:
+        """A gateway beside a client node, which need not run for uploads; started. `stop` ends it with the further
+        clients."""
+        directory = client.directory / "streaming"
+        directory.mkdir(exist_ok=True)
+        gateway = NodeProcess("gateway", directory, (*GATEWAY_RUN, "-d", str(client.directory)))
+        self.further_clients.append(gateway)
+        gateway.start()
+        gateway.wait_ready()
+        return gateway
 
     def wait_connected(self, node: NodeProcess, servers: int | None = None, timeout: float = 60.0) -> None:
         """Return when `node` (helper or client) is connected to at least `servers` storage servers (default:

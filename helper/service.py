@@ -58,9 +58,10 @@ ENCODING_THREADS = 4
 #: k and N of the code that the log tells of at the start; clients choose their own (these are Tahoe's).
 LOGGED_CODE = 3, 10
 
-#: Bytes of free memory that are kept for reuse, in each of so many arenas. Threads mostly wait for disks, or work
+#: Bytes of free memory that are kept for reuse (with 8 MiB, half a second of processor time a GiB more),
+#: in each of so many arenas. Threads mostly wait for disks, or work
 #: outside of the interpreter's lock with memory they have: two arenas are enough.
-KEPT_MEMORY, ARENAS = 8 * free_memory.MiB, 2
+KEPT_MEMORY, ARENAS = 24 * free_memory.MiB, 2
 
 #: Below NODEDIR/helper, where the stock helper keeps its files too.
 STREAMING_DIRECTORY = Path("streaming")

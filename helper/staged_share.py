@@ -1,8 +1,8 @@
 """One staged share: a file beside the node's shares that has no storage index yet.
 
 The file is laid out as the finished share will be: 12 bytes of container header, then share data. What
-writes to it runs in threads, one at a time, in the order in which it was asked for, and finds the share as
-the one before has left it: every check is made when the turn comes, not when the call does.
+works on it (in threads, if it waits for the disk) does so one at a time, in the order in which it was asked for, and
+finds the share as the one before has left it: every check is made when the turn comes, not when the call does.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ class StagedShare:
             if not in_header and not DATA_OFFSET <= offset <= self.length:
                 raise errors.OffsetGap(self.length, offset)
             with admit(max(0, end - self.length)):
-                await self._run_in_thread(self._write, offset, data)
+                # Into the system's memory, as stock writes: to have a thread do it takes longer than to do it. What
+                # waits for the disk, the sync, is not done here.
+                self._write(offset, data)
             self.length = max(self.length, end)
             # Before the answer, and before the next write: so what was acknowledged and is not held after a
             # kill is always less than SYNC_INTERVAL.
@@ -189,7 +191,7 @@ class StagedShare:
         self._waiting.append(done)
         return done
 
-    # -- in threads --------------------------------------------------------------------------------------------
+    # -- system calls: in threads, all but _write ----------------------------------------------------------------
 
     def create(self) -> None:
         """Make the file, in place of one that was left over without a record."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, cast
 
@@ -309,6 +310,27 @@ def test_failed_calls_are_no_longer_held() -> None:
         assert world.memory.held == connection.broker.held == 0
 
     run(go)
+
+
+def test_arguments_of_answered_calls_do_not_wait_for_the_garbage_collector() -> None:
+    def kept() -> int:
+        return sum(type(o) is list and any(type(i) is bytes and len(i) == 70_001 for i in o) for o in gc.get_objects())
+
+    async def go() -> None:
+        connection = World(ConnectionBounds()).connect()
+        connection.call(70_001)
+        await settle()
+        assert kept()  # or the next would prove nothing
+        connection.answer()
+        await settle()
+        assert not kept()
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(go)
+    finally:
+        gc.enable()
 
 
 def test_what_calls_hold_after_their_connection_is_lost_still_counts() -> None:

@@ -376,18 +376,17 @@ def test_what_a_failed_prepare_has_cut_off_is_not_held(node: Node) -> None:
 def test_writes_behind_one_that_failed_leave_no_gap(node: Node) -> None:
     node.stage(NAME, [0])
     node.threads.hold()
-    calls = [Call(node.staging.write(NAME, 0, DATA_OFFSET + i * 1000, bytes(1000))) for i in range(3)]
-    node.threads.run_one()
+    size = SYNC_INTERVAL  # the others wait until the first is synced
+    calls = [Call(node.staging.write(NAME, 0, DATA_OFFSET + i * size, bytes(size))) for i in range(3)]
     node.disk.errors["write"] = os_error(errno.EDQUOT)
-    node.threads.run_one()
-    node.disk.errors.clear()
+    assert not any(call.done for call in calls)
     node.threads.release()
-    assert calls[0].result()["length"] == DATA_OFFSET + 1000
+    assert calls[0].result()["length"] == DATA_OFFSET + size
     with pytest.raises(errors.WriteFailed):
         calls[1].result()
     with pytest.raises(errors.OffsetGap) as gap:
         calls[2].result()
-    assert gap.value.expected == DATA_OFFSET + 1000
+    assert gap.value.expected == DATA_OFFSET + size
 
 
 @pytest.mark.parametrize("method", ["make_directory", "create", "fsync_directory"])
@@ -509,16 +508,19 @@ def test_prepare_may_use_what_writes_keep_free_but_not_what_is_reserved(node: No
     node.stock.get_available_space = free
 
 
-def test_writes_under_way_count(node: Node) -> None:
+def test_what_is_being_prepared_counts(node: Node) -> None:
     node.stage(NAME, [0, 1])
-    node.stock.get_available_space = lambda: SPARE_PER_SHARE + 1500
+    node.write(NAME, 0, DATA_OFFSET, BODY)
+    node.write(NAME, 0, 0, HEADER)
+    node.stock.get_available_space = lambda: SPARE_PER_SHARE + PREPARED_OVERHEAD + 500
     node.threads.hold()
-    first = Call(node.staging.write(NAME, 0, DATA_OFFSET, bytes(1000)))
+    preparing = Call(node.staging.prepare(NAME, 0, SIZE, *SECRETS))
     with pytest.raises(errors.NoSpace) as refused:
-        node.write(NAME, 1, DATA_OFFSET, bytes(1000))
+        node.write(NAME, 1, DATA_OFFSET, bytes(501))
     assert refused.value.available == 500
+    node.write(NAME, 1, DATA_OFFSET, bytes(500))
     node.threads.release()
-    assert first.done
+    preparing.result()
 
 
 def test_a_platform_that_cannot_tell_its_space(node: Node) -> None:
