@@ -38,6 +38,8 @@ from helper.stalls import StallWatch
 RETURN_INTERVAL = 1.0
 #: While too few servers are left to complete a publication, they are looked for this often; seconds.
 RETRY_INTERVAL = 5
+#: The same once that was in vain so many times: servers may be gone for days.
+RETRIES_SOON, RETRY_INTERVAL_LATER = 60, 60
 
 _ORDER_TAG = b"tahoe-stream order of servers v1:"
 
@@ -92,6 +94,7 @@ class ShareHomes:
         self.must_complete = False  # publication has begun: never give up
         self._watched: dict[bytes, Callable[[], None]] = {}
         self._retry_call: IDelayedCall | None = None
+        self._retries = 0
         self.pending: set[Deferred[Any]] = set()  # requests whose answer may bring sinks to let go of
 
     def rank(self, servers: list[bytes]) -> None:
@@ -431,9 +434,11 @@ class ShareHomes:
         elif len(live) < k:
             self._tell(TooFewShares(len(live), k))
         else:
+            self._retries = 0
             return
         if self.must_complete and not self.stopped and not (self._retry_call and self._retry_call.active()):
-            self._retry_call = self._clock.callLater(RETRY_INTERVAL, self._retry)
+            interval = RETRY_INTERVAL if self._retries < RETRIES_SOON else RETRY_INTERVAL_LATER
+            self._retry_call = self._clock.callLater(interval, self._retry)
 
     def _check_staging(self) -> None:
         """Tell the session when shares on staging servers can, or cannot any more, meet the answer rule alone."""
@@ -447,6 +452,7 @@ class ShareHomes:
                 self.use_storage_index(self._known_index)
 
     def _retry(self) -> None:
+        self._retries += 1
         lost = [s for s in self._shares if s.state is ShareState.LOST]
         for share in lost:
             share.tried.clear()

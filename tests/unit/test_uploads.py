@@ -846,6 +846,22 @@ def test_an_upload_that_is_finished_while_nobody_asks_is_counted(world: World) -
     assert world.uploads.counters["finished"] == 1
 
 
+@pytest.mark.parametrize(("away", "soon"), [(60, 6), (DAY, 61)])
+def test_servers_that_are_gone_for_long_are_looked_for_less_often(world: World, away: int, soon: int) -> None:
+    caller = Caller(world)
+    caller.open()
+    caller.put_all()
+    for server in world.grid.servers:
+        server.plan("publish", 1, Fault.DISCONNECT)
+    assert caller("finish", *finish_arguments()).code == "waiting"
+    world.wait(away)
+    assert caller.state() == "publishing"
+    for server in world.grid.servers:
+        server.reconnect()
+    world.wait(soon)
+    assert caller.state() == "finished"
+
+
 # -- the helper stops ---------------------------------------------------------------------------------------
 
 
