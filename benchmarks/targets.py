@@ -38,11 +38,12 @@ def targets(samples: Samples) -> Iterator[Target]:
         return samples.median(measurement, case, quantity, subject)
 
     size = throughput.case_of(256 * MiB)
-    rate = of(throughput.NAME, size, "throughput")
-    yield Target("256 MiB: throughput by stock's", _ratio(rate, of(throughput.NAME, size, "throughput", STOCK)), "x",
-                 least=4)
-    yield Target("256 MiB: throughput by stock's with force_foolscap",
-                 _ratio(rate, of(throughput.NAME, size, "throughput", STOCK_FOOLSCAP)), "x", least=3)
+    for case, servers in ((size, ""), (throughput.case_on_stock_servers(256 * MiB, True), ", stock servers")):
+        rate = of(throughput.NAME, case, "throughput")
+        yield Target(f"256 MiB{servers}: throughput by stock's",
+                     _ratio(rate, of(throughput.NAME, case, "throughput", STOCK)), "x", least=4)
+        yield Target(f"256 MiB{servers}: throughput by stock's with force_foolscap",
+                     _ratio(rate, of(throughput.NAME, case, "throughput", STOCK_FOOLSCAP)), "x", least=3)
     helper = of(throughput.NAME, size, "helper CPU")
     yield Target("256 MiB: helper CPU", helper, "s/GiB", most=12)
     for link in ("Foolscap", "TLS"):

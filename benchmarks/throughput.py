@@ -31,11 +31,16 @@ def run(bench: Bench) -> None:
 
 
 def run_on_stock_servers(bench: Bench) -> None:
-    """Ours only, with storage nodes without the plugin: the size declared, and not."""
+    """With storage nodes as they are without us: ours, the size declared and not, and stock's. (The plugin makes
+    storage nodes quicker for stock's uploads, too: free_memory.py.)"""
     grid = bench.grid
     size = (QUICK_SIZES if bench.quick else SIZES)[-1]
-    grid.measure(grid.ours, What(MiB))
-    bench.alternate(*(partial(_on_stock_servers, bench, size, declared) for declared in (True, False)))
+    stocks = [grid.stock, grid.stock_foolscap]
+    for subject in (grid.ours, *stocks):
+        grid.measure(subject, What(MiB))
+    bench.alternate(
+        *(partial(_on_stock_servers, bench, grid.ours, size, declared) for declared in (True, False)),
+        *(partial(_on_stock_servers, bench, subject, size, True) for subject in stocks))
 
 
 def case_of(size: int) -> str:
@@ -46,10 +51,13 @@ def _one(bench: Bench, subject: Subject, size: int) -> None:
     bench.add_result(NAME, case_of(size), bench.grid.measure(subject, What(size)), subject)
 
 
-def _on_stock_servers(bench: Bench, size: int, declared: bool) -> None:
-    case = f"{case_of(size)}, stock servers, size {'declared' if declared else 'not declared'}"
-    result = bench.grid.measure(bench.grid.ours, What(size, declared=declared))
-    bench.add_result(NAME, case, result, bench.grid.ours)
+def case_on_stock_servers(size: int, declared: bool) -> str:
+    return f"{case_of(size)}, stock servers, size {'declared' if declared else 'not declared'}"
+
+
+def _on_stock_servers(bench: Bench, subject: Subject, size: int, declared: bool) -> None:
+    result = bench.grid.measure(subject, What(size, declared=declared))
+    bench.add_result(NAME, case_on_stock_servers(size, declared), result, subject)
 
 
 def _add_slopes(bench: Bench) -> None:
