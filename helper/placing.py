@@ -530,6 +530,8 @@ class ShareHomes:
             still = [share for share, generation in generations if share.generation == generation]
             if still and not self.stopped:
                 self._allocate(server, still)
+                if self.placed:  # while it was away it was not known whether it stages
+                    self._check_enough()
 
         if delay:
             deferLater(self._clock, delay, again).addErrback(self._on_broken)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from typing import TypeVar
 
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -31,6 +32,8 @@ from helper.sinks import Grid, StorageServer
 from helper.spool import RunInThread, Spool
 from helper.upload import Answered, Services, Upload, hashed_name, new_record
 from helper.uptime import Uptime
+
+T = TypeVar("T")
 
 #: Ended uploads whose result can still be asked for; the oldest are forgotten first.
 REMEMBERED_MAX = 10_000
@@ -224,12 +227,12 @@ class Uploads:
         answer = upload.call(lambda call: events.AssignReceived(call, storage_index))
         self._claim_for(upload)
         answered = await answer
-        await upload.save()  # it will not be told again
+        await self._unless_stopping(upload.save())  # it will not be told again
         return answered
 
     async def order(self, upload_id: bytes, order: bytes) -> Answered:
         upload = await self._find(upload_id)
-        return await upload.order(order)
+        return await self._unless_stopping(upload.order(order))
 
     async def finish(self, upload_id: bytes, size: int, storage_index: bytes, crypttext_hash: bytes,
                      crypttext_root_hash: bytes) -> Answered:
@@ -245,11 +248,8 @@ class Uploads:
         answered = await upload.call(events.AbortReceived)
         recorded = upload.save()
         if upload.may_be_published:
-            try:
-                await recorded  # else another run might find the decision, and publish what was given up
-            except errors.StreamingError:
-                self._check_running()
-                raise
+            # Else another run might find the decision, and publish what was given up.
+            await self._unless_stopping(recorded)
         else:
             # Nothing is lost if this is not recorded: what is left has no ciphertext any more, and expires.
             await recorded.addTimeout(ABANDON_PATIENCE, self._clock).addErrback(lambda _failure: None)
@@ -303,6 +303,14 @@ class Uploads:
         if len(upload_id) != UPLOAD_ID_SIZE:
             raise errors.BadUploadId(UPLOAD_ID_SIZE, len(upload_id))
         return hashed_name(upload_id)
+
+    async def _unless_stopping(self, recorded: Deferred[T]) -> T:
+        """What cannot be recorded since the helper stops is no fault of a disk: the next run will be asked again."""
+        try:
+            return await recorded
+        except errors.StreamingError:
+            self._check_running()
+            raise
 
     def _check_running(self) -> None:
         if self._stopping:

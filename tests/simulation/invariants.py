@@ -12,6 +12,7 @@ from allmydata.util.happinessutil import servers_of_happiness
 from allmydata.util.hashutil import storage_index_hash
 from world import expected, with_size
 
+from client_shim.upload import PATIENCE
 from helper.session import ENDED, State
 from helper.spool_records import HEADER_SIZE, recover
 from simulation.faults import FaultKind
@@ -163,6 +164,8 @@ def may_fail(world: SimulatedWorld, client: Client, code: str) -> bool:
         return bool(kinds & set(world.fired_kinds)) or world.settings.spool_quota < 5000
     if code == "hash-mismatch":
         return client.garbled
+    if code == "helper-lost":  # what it was about to do waits, as Twisted does, while its client looks for it
+        return world.process.set_back > PATIENCE / 2
     return False
 
 

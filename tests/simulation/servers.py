@@ -92,6 +92,10 @@ class SimulatedGrid(FakeGrid):
         self._waiting = view._waiting = []  # those of another process hear nothing any more
         return view
 
+    def client_died(self) -> None:
+        """The helper's process is gone, and hears nothing any more."""
+        self._waiting.clear()
+
     def changed(self) -> None:
         """A server is connected, or disconnected."""
         for look in list(self._waiting):

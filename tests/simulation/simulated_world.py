@@ -294,6 +294,7 @@ class SimulatedWorld:
         for fd in list(self.disk._descriptors):
             self.disk.close(fd)
         self.ledger_file.close()
+        self.grid.client_died()
         for server in self.servers:
             server.client_died()
         links, self._links = self._links, []
