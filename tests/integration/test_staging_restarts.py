@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable
 
 import attrs
 import pytest
 from grid_tools import (
+    PATIENCE,
     SEGMENT,
     MiB,
     SharedGrid,
@@ -29,13 +32,15 @@ from staging_tools import (
     wait_published,
 )
 
-from client_shim.local_node import NodeProcess
+from client_shim.local_node import NodeError, NodeProcess
 
 SERVERS = STAGING.storage_nodes
 BLOCK = SEGMENT // STAGING.k
 #: What a storage node may have taken and not synced when it is killed; protocol.txt §16.3.
 UNSYNCED_MAX = 4 * MiB
 BYTES_WRITTEN = "streaming_staging.bytes_written"
+#: For how long (seconds) the last node works alone before its helper hears of it.
+TURN = 1.0
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +160,9 @@ class Crash:
 
     shared: SharedGrid
     caller: Caller
-    written_before: int = 0
 
     def send_all(self) -> None:
         """Until every full segment is staged."""
-        self.written_before = statistic(self.last, BYTES_WRITTEN)
         self.caller.send_all()
         staged_to(self.shared.grid, 4, SERVERS)
 
@@ -174,20 +177,25 @@ class Crash:
     def all_prepared_and_nothing_decided(self) -> None:
         """The last node's answer is on its way to the helper, which is suspended."""
         self.all_prepared_but_last()
-        # The last node gets the end of its share, and then the helper hears that it has it, and says prepare.
-        size = len(self.caller.file.by_stock.shares[0])
-        self.take_turns(lambda: statistic(self.last, BYTES_WRITTEN) - self.written_before == size)
-        self.last.suspend()
-        self.helper.resume()
-        for _ in range(3):  # an answer shows that the helper has done what was due before the question
-            self.caller.status()
-        self.take_turns(lambda: prepared_on(self.last))
-
-    def take_turns(self, done: Callable[[], bool]) -> None:
-        """Now only the last node works, until `done`."""
+        # The last node gets the end of its share and answers, and then the helper hears that it has it, and says
+        # prepare. They take turns until it has done that: nothing shows when an answer has left a node.
         self.helper.suspend()
+        deadline = time.monotonic() + PATIENCE
+        while not self.prepared_in_its_turn():
+            assert time.monotonic() < deadline, "the last storage node prepares nothing"
+            self.helper.resume()
+            for _ in range(3):  # an answer shows that the helper has done what was due before the question
+                self.caller.status()
+            self.helper.suspend()
         self.last.resume()
-        wait_for("the last storage node", done)
+
+    def prepared_in_its_turn(self) -> bool:
+        """Now only the last node works, for a moment; whether it has prepared its share. It is suspended afterwards."""
+        self.last.resume()
+        with contextlib.suppress(NodeError):
+            wait_for("the last storage node", lambda: prepared_on(self.last), timeout=TURN)
+        self.last.suspend()
+        return prepared_on(self.last)
 
     def decided_and_assigned(self, count: int) -> None:
         """Publication is decided, and `count` nodes have assigned their shares; others have the call in their
