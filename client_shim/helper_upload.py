@@ -373,8 +373,10 @@ class HelperUpload:
             if self._resumed and isinstance(error, HelperRefused) and error.code == "credit-exceeded":
                 connection.lose(error)
                 raise Interrupted()
-            over = {"already-finishing": self._finishing, "deduplicated": self._adopting}
-            if not (isinstance(error, HelperRefused) and over.get(error.code)):
+            code = error.code if isinstance(error, HelperRefused) else None
+            if self._adopting and code == "deduplicated":
+                return  # the answer to `adopt` says the rest; if that is lost these bytes may be wanted again
+            if not (self._finishing and code == "already-finishing"):
                 failure.raiseException()
             self.outbox.all_acknowledged()
             self._make_room()

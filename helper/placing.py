@@ -95,6 +95,7 @@ class ShareHomes:
         self._watched: dict[bytes, Callable[[], None]] = {}
         self._retry_call: IDelayedCall | None = None
         self._retries = 0
+        self._too_few = False  # there were too few servers to begin with
         self.pending: set[Deferred[Any]] = set()  # requests whose answer may bring sinks to let go of
 
     def rank(self, servers: list[bytes]) -> None:
@@ -161,6 +162,8 @@ class ShareHomes:
         self.must_complete = True
         if self.placed:
             self._check_enough()
+        elif self._too_few:
+            self.place_all()
 
     def let_go_of_absent(self) -> None:
         """Of what servers keep that are away, as soon as they are back. If this run does not live to see that, another
@@ -175,7 +178,8 @@ class ShareHomes:
         if self.stopped:
             return
         servers = self._servers()
-        if len(servers) < self._parameters.happy and not self._homes_before:
+        self._too_few = len(servers) < self._parameters.happy and not self._homes_before and not self.must_complete
+        if self._too_few:
             self._tell(TooFewServers(len(servers), self._parameters.happy))
             return
         before = {share: self._homes_before[share.shnum] for share in self._shares

@@ -192,8 +192,8 @@ class Client:
             if isinstance(code, bytes):
                 self.refusals.append(f"{method}: {code.decode()}")
             return
-        if method == "open":
-            self.opened = True
+        if method == "open":  # a repeat, whose first answer was lost, may say that it has ended
+            self.opened = self.opened or fields[b"state"] != b"failed"
         elif method.endswith("put_ciphertext"):
             offset, data = arguments[1], arguments[2]
             self._world.acknowledged(self, offset, data, fields[b"durable"])

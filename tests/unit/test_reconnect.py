@@ -294,6 +294,26 @@ def test_the_same_over_a_first_connection_ends_the_upload(code: str) -> None:
     assert scene.put().code == code
 
 
+def test_what_was_refused_for_another_file_is_sent_again_if_the_helper_forgets_that() -> None:
+    """Messages meet an upload that has just ended in favour of a file that was there before; then the helper is killed
+    before it has recorded that, or answered."""
+    scene = Scene()
+    scene.result(scene.upload.write(DATA[:500]))
+    scene.wait(1)
+    scene.upload._helper._adopting = True
+    scene.helper.fate = fate_of("put_ciphertext", *["deduplicated"] * 20)
+    writing = outcome(begin(scene.upload.write(DATA[500:])))
+    scene.wait(1)
+    assert scene.upload.progress.durable == 500
+    scene.helper.fate = lambda _method: "ok"
+    scene.helper.kill()
+    scene.wait(10)
+    assert writing == [None]
+    scene.upload._helper._adopting = False
+    assert scene.result(scene.upload.close()) == CAP
+    scene.check_ciphertext()
+
+
 @pytest.mark.parametrize("method", ["put_ciphertext", "finish"])
 def test_a_helper_that_wants_the_memory_for_others(method: str) -> None:
     scene = Scene()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 
 import attrs
 import pytest
@@ -639,6 +641,47 @@ def test_a_crash_before_the_decision_leaves_an_upload_that_can_be_aborted(stagin
         assert world.run(world.link().abort(ID)).fields["state"] == b"aborted"
         world.wait(10)
         world.check_nothing_left()
+
+
+def test_a_stock_server_that_comes_back_after_a_restart_is_not_taken_for_one_that_stages() -> None:
+    """While it is away nobody knows. Its share waits for the storage index, which comes with `finish`."""
+    with World(servers=2) as world:
+        one = Parameters(1, 1, 1, 1000)
+        world.run(world.link().open(ID, one.to_wire()))
+        world.run(world.link().put_ciphertext(ID, 0, CIPHERTEXT[:1000]))
+        world.wait(1)
+        (record,) = world.records()
+        (home,) = (server for server in world.grid.servers if server.server_id == record.homes[0])
+        world.kill()
+        home.disconnect()
+        world.start()
+        world.wait(5)
+        home.reconnect()
+        world.wait(5)
+        hasher = CiphertextHasher(1, 1000)
+        hasher.update(CIPHERTEXT[:1000])
+        right = hasher.hashes()
+        answer = world.run(world.link().finish(ID, 1000, SI, right.crypttext_hash, right.crypttext_root_hash), 100)
+        assert answer.code == "ok"
+
+
+def test_publishing_without_a_home_finds_one_whenever_servers_come() -> None:
+    """Where shares were to go was not recorded when the power failed, and when the helper is back no server is."""
+    with World() as world:
+        begin_upload(world, len(DATA))
+        for server in world.grid.servers:
+            server.plan("publish", 1, Fault.DISCONNECT)
+        assert world.run(world.link().finish(ID, len(DATA), SI, *hashes())).code == "waiting"
+        world.kill()
+        with closing(sqlite3.connect(world.directory / LEDGER_NAME)) as ledger, ledger:
+            ledger.execute("UPDATE uploads SET homes = '{}', sealed = '{}'")
+        world.start()
+        world.wait(SMALL.needed_patience + 60)
+        assert world.only_upload().session.state is State.PUBLISHING
+        for server in world.grid.servers:
+            server.reconnect()
+        world.wait(61)
+        assert finish(world) == expected(DATA, PARAMETERS).ueb
 
 
 @grids
