@@ -29,7 +29,7 @@ from client_shim.errors import HelperLost, HelperUnreachable, UploadError
 from client_shim.helper_edge import HelperLink, connect
 from client_shim.local_config import GridOptions
 from client_shim.local_grid import LocalGrid
-from client_shim.local_node import NodeProcess
+from client_shim.local_node import NodeError, NodeProcess
 from client_shim.node_config import NodeConfig
 from client_shim.reconnect import means_away
 from client_shim.upload import Progress, StreamingUpload
@@ -63,7 +63,11 @@ def restore(grid: LocalGrid) -> None:
     for node in grid.nodes:
         node.wait_ready()
     for node in (grid.helper, grid.client):
-        grid.wait_connected(node)
+        try:
+            grid.wait_connected(node, timeout=20)
+        except NodeError:  # a stock client looks for a helper that was away for long only now and then
+            node.restart()
+            grid.wait_connected(node)
 
 
 # -- strace ------------------------------------------------------------------------------------------------
