@@ -236,7 +236,7 @@ class Upload:
         """Whether it is open, no call for it is unanswered, and none has come for so long; or may have been, since
         the clock was set back after the last."""
         since = self._services.clock.seconds() - self.asked_at
-        return self.session.state is State.OPEN and not self._calls and not -seconds <= since < seconds
+        return self.session.state is State.OPEN and not self._calls and not (-seconds <= since < seconds)
 
     def yield_storage_index(self) -> None:
         """Another upload gets it. This one goes on without, and may take it again when it is free."""
@@ -609,7 +609,11 @@ class Upload:
             return f"disk: {self._services.ledger.failing}"
         if self._working is not None and self._working.reading.waits_for:
             return f"disk: {self._working.reading.waits_for}"
-        return ROOM if self._unstored else SERVERS if self.session.paused else self._gave_up_memory_for
+        if self._unstored:
+            return ROOM
+        if self.session.paused:
+            return SERVERS
+        return self._gave_up_memory_for if self.session.state is State.OPEN else ""
 
     def _what_it_waits_for(self) -> str:
         if self.waits_for == SERVERS:

@@ -16,10 +16,12 @@ from world import KEY, SMALL, World, begin, expected, outcome, plaintext, write_
 
 from client_shim.errors import HelperRefused
 from client_shim.upload import StreamingUpload
+from helper.ciphertext import CiphertextHasher
 from helper.errors import QuotaExceeded, SpoolFull
 from helper.interfaces import SIZE_MAX
 from helper.parameters import Parameters
 from helper.room import LOOK_INTERVAL, RoomLimits, SpoolRoom
+from helper.session import State
 from helper.upload import SMALL_MESSAGE, WAITS_AT_LEAST
 
 PARAMETERS = Parameters(3, 7, 10, 1000)
@@ -306,6 +308,25 @@ def test_one_that_waits_gives_its_messages_up_if_others_want_the_memory_and_goes
     world.wait(60)
     assert writing == [expected(DATA, PARAMETERS, b"o" * 16).cap]
     assert world.uploads.counters["messages_given_up"] == 1
+
+
+def test_one_that_ends_where_its_messages_were_given_up_waits_for_nothing(small_quota: World) -> None:
+    world, upload_id = small_quota, b"u" * 32
+    world.run(world.upload(PARAMETERS).write(DATA))
+    world.wait(1)
+    link = world.link()
+    world.run(link.open(upload_id, PARAMETERS.to_wire()))
+    world.run(link.put_ciphertext(upload_id, 0, DATA[:10_000]))
+    outcome(begin(link.put_ciphertext(upload_id, 10_000, DATA[10_000:15_000])))
+    world.wait(WAITS_AT_LEAST + 1)
+    world.uploads.memory_wanted()
+    (waits,) = [u for u in world.uploads._by_name.values() if u.waits_for]
+    hasher = CiphertextHasher(PARAMETERS.k, PARAMETERS.max_segment_size)
+    hasher.update(DATA[:10_000])
+    hashes = hasher.hashes()
+    world.run(link.finish(upload_id, 10_000, bytes(16), hashes.crypttext_hash, hashes.crypttext_root_hash))
+    assert waits.session.state is State.FINISHED
+    assert waits.waits_for == ""
 
 
 def test_two_that_wait_for_each_other_do_not_wait_for_ever(small_quota: World) -> None:
