@@ -47,9 +47,11 @@ class Compared:
 
 @attrs.frozen
 class PushedTo:
-    """The share that completes the answer rule has come to `position` (bytes of ciphertext)."""
+    """The share that completes the answer rule has come to `position` (bytes of ciphertext), by `in_a_second` of them
+    within the last second."""
 
     position: int
+    in_a_second: int = 0
 
 
 @attrs.frozen

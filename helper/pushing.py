@@ -26,6 +26,7 @@ from helper.patience import Patience
 from helper.pipeline import Pipeline
 from helper.placement import AllocationPolicy, rule_met, rule_position
 from helper.placing import ShareHomes
+from helper.push_rate import PushRate
 from helper.shares import HOLDS_BLOCKS, LIVE, Share, ShareState, ShareStatus
 from helper.sinks import ExistingShare, Grid, ServerRefused, ShareSink
 from helper.stalls import ROOM
@@ -91,6 +92,7 @@ class SharePusher:
         self._storage_index: bytes | None = None  # once shares are to be sealed
         self._stopped = self._settled = False
         self._durable = self._pushed = 0
+        self._rate = PushRate()
         self._told_homes: Mapping[int, bytes] = {}
         self._told_believed: Mapping[int, int] = {}
         self._update_call: IDelayedCall | None = None
@@ -215,7 +217,7 @@ class SharePusher:
             self._parameters.k, self._parameters.happy)
         if position != self._pushed:
             self._pushed = position
-            self._tell(PushedTo(position))
+            self._tell(PushedTo(position, self._rate.moved_to(position, self._clock.seconds())))
         self._growth.grow_where_due()
         if self._storage_index is not None:
             self._end_shares(self._storage_index)

@@ -92,6 +92,10 @@ ENDED = frozenset({State.DEDUPLICATED, State.ABORTED, State.FAILED, State.EXPIRE
 _BEFORE_PUBLISHING = frozenset({State.OPEN, State.COMPLETING, State.READY})
 
 
+#: The pushing lag may become what servers take in a second, but no more than so many times the setting.
+LAG_MOST = 2
+
+
 @attrs.frozen
 class Limits:
     """What bounds one upload; bytes."""
@@ -122,6 +126,7 @@ class Session:
         self.received = 0  # bytes accepted, in order
         self.durable = 0
         self.pushed = 0
+        self._pushed_in_a_second = 0
         self.placing = False
         self.staging_enough: bool | None = False  # None after a restart that does not know it
         self.storage_index: bytes | None = None
@@ -218,12 +223,14 @@ class Session:
 
     def _release(self) -> list[Command]:
         """Hand received bytes to the spool while the pushing lag allows (protocol.txt §7)."""
+        # Fast servers would wait for the disk in turns with it, if there were no more for them than slow ones need.
+        limit = min(max(self.limits.pushing_lag, self._pushed_in_a_second), LAG_MOST * self.limits.pushing_lag)
         # A segment is pushed whole: with less than two in the lag nothing could ever move.
-        limit = max(self.limits.pushing_lag, 2 * self.parameters.full_segment_size)
+        limit = max(limit, 2 * self.parameters.full_segment_size)
         # After `finish` no more bytes come, and what is held must become durable before shares can end.
         limited = self.placing and self.state is State.OPEN and not self.storage_index_needed
         commands: list[Command] = []
-        while self._held and not (limited and self._handed - self.pushed > limit):
+        while self._held and not (limited and self.durable - self.pushed > limit):
             data = self._held.popleft()
             self._handed += len(data)
             commands.append(Store(data))
@@ -280,7 +287,7 @@ class Session:
         return self._put(rest)
 
     def _pushed_to(self, event: PushedTo) -> list[Command]:
-        self.pushed = event.position
+        self.pushed, self._pushed_in_a_second = event.position, event.in_a_second
         return self._release()
 
     def _staging_changed(self, event: StagingEnough) -> list[Command]:

@@ -25,7 +25,7 @@ class Settings:
 
     #: Bytes of one upload that may be received and not yet durable: bounds memory.
     credit: int = 8 * MiB
-    #: Bytes that may be durable and not yet on enough servers before put_ciphertext waits.
+    #: Bytes that may be durable and not yet on enough servers before put_ciphertext waits; fast servers: protocol §7.3.
     pushing_lag: int = 4 * MiB
     #: Largest `data` of one put_ciphertext.
     largest_message: int = LARGEST_MESSAGE

@@ -11,7 +11,7 @@ import os
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,7 @@ class SpoolFile:
         self._unfit: list[bytes] = []  # a batch that found no space; tried again as it is
         self._busy = 0  # threads that use the file
         self._committing = False
+        self._gathering = False
         self._full = False
         self._dropped = False
         self._failed = False
@@ -136,6 +137,16 @@ class SpoolFile:
         self._size = self._occupied = recovered.size
         self.durable = recovered.length
         self._count()
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is appended in the block becomes durable with one sync, if none is under way."""
+        self._gathering = True
+        try:
+            yield
+        finally:
+            self._gathering = False
+            self._commit()
 
     def append(self, data: bytes) -> None:
         """Queue `data` to be made durable after all that was queued before. No-op after a failure or `drop`."""
@@ -254,7 +265,7 @@ class SpoolFile:
     # -- commits -------------------------------------------------------------------------------------------
 
     def _commit(self) -> None:
-        if self._committing or self._full or not (self._unfit or self._queue):
+        if self._committing or self._gathering or self._full or not (self._unfit or self._queue):
             return
         if self._unfit:
             batch, self._unfit = self._unfit, []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -31,7 +32,9 @@ MiB = 1024 * 1024
 CONTAINER_HEADER = 0x0C
 #: Bytes that `prepare` adds to share data: container header and one lease.
 PREPARED_OVERHEAD = CONTAINER_HEADER + ShareFile.LEASE_SIZE
-#: A growing share is synced whenever so many bytes were written since the last time.
+#: A growing share is synced when so many bytes were written since the last time, beside the writes that follow;
+SYNC_AHEAD = 5 * MiB // 2
+#: a write that makes so many waits for that.
 SYNC_INTERVAL = 4 * MiB
 
 
@@ -84,6 +87,8 @@ class StagedShare:
         self._run_in_thread = means.run_in_thread
         self._commit = means.commit
         self._order = DeferredLock()
+        self._sync_turn = DeferredLock()  # held while a growing share is synced; taken after _order, if both are
+        self._preparing = False
         self._sync_failure: str | None = None
         self._waiting: list[Deferred[Outcome]] = []
 
@@ -106,18 +111,43 @@ class StagedShare:
                 # waits for the disk, the sync, is not done here.
                 self._write(offset, data)
             self.length = max(self.length, end)
-            # Before the answer, and before the next write: so what was acknowledged and is not held after a
-            # kill is always less than SYNC_INTERVAL.
-            if self.length - self.synced >= SYNC_INTERVAL:
-                with self._poisoned_by_failure():
-                    await self._run_in_thread(self._sync)
-                await self._commit(set_synced(self.name, self.shnum, self.length))
-                self.synced = self.length
+            if self._unsynced >= SYNC_INTERVAL:
+                # Before the answer, and before the next write: so what was acknowledged and is not held after a
+                # kill is always less than that.
+                async with self._sync_turn:
+                    self._check_usable()
+                    if self._unsynced >= SYNC_INTERVAL:
+                        await self._sync_and_record()
+            elif self._unsynced >= SYNC_AHEAD and not self._sync_turn.locked:
+                # Nobody waits for it. If it cannot be done the write that has to wait for it tries again, and says so;
+                # a sync that failed is not tried again, and whatever comes next says that.
+                Deferred.fromCoroutine(self._sync_ahead()).addErrback(
+                    lambda failure: failure.trap(OSError, sqlite3.Error, errors.Stopping) and None)
             return self.length
+
+    @property
+    def _unsynced(self) -> int:
+        return self.length - self.synced
+
+    async def _sync_ahead(self) -> None:
+        async with self._sync_turn:
+            await self._sync_and_record()
+
+    async def _sync_and_record(self) -> None:
+        """Of what is written now. Holds `_sync_turn`."""
+        length = self.length
+        with self._poisoned_by_failure():
+            await self._run_in_thread(self._sync)
+        if self._preparing:  # which will record that all is synced
+            return
+        await self._commit(set_synced(self.name, self.shnum, length))
+        self.synced = length
 
     async def prepare(self, size: int, lease: LeaseInfo, admit: Callable[[int], AbstractContextManager[None]]) -> None:
         """Truncate to `size` bytes of share data, add container header and lease, sync. A repeat does nothing."""
         async with self._order:
+            if size < self.length:  # what is being synced just now may be cut off
+                await self._sync_turn.run(lambda: None)
             self._check_usable()
             if self.state is StagedState.PREPARED and size == self.size:
                 self.lease = lease
@@ -125,27 +155,40 @@ class StagedShare:
             if not DATA_OFFSET < size <= self.length or (self.size is not None and size != self.size):
                 raise errors.WrongSize(self.length if self.size is None else self.size, size)
             self._check_it_grows()
-            with admit(PREPARED_OVERHEAD):
-                if size < self.synced:  # a restart must not miss bytes that are cut off now
-                    await self._commit(set_synced(self.name, self.shnum, size))
-                self.length, self.synced = size, min(size, self.synced)
-                await self._run_in_thread(self._prepare, size, lease)
-            with self._poisoned_by_failure():
-                await self._run_in_thread(self._sync_all)
+            self._preparing = True
+            try:
+                await self._prepare_and_sync(size, lease, admit)
+            finally:
+                self._preparing = False
             prepared = attrs.evolve(self.record(), state=StagedState.PREPARED, size=size, synced=size)
             await self._commit(update(prepared))
             self.state, self.size, self.synced = prepared.state, prepared.size, prepared.synced
             self.lease = lease
 
+    async def _prepare_and_sync(self, size: int, lease: LeaseInfo,
+                                admit: Callable[[int], AbstractContextManager[None]]) -> None:
+        with admit(PREPARED_OVERHEAD):
+            if size < self.synced:  # a restart must not miss bytes that are cut off now
+                await self._commit(set_synced(self.name, self.shnum, size))
+            self.length, self.synced = size, min(size, self.synced)
+            await self._run_in_thread(self._prepare, size, lease)
+        with self._poisoned_by_failure():
+            await self._run_in_thread(self._sync_all)
+        # The system tells of pages that it could not write once: perhaps in a sync that was under way before ours.
+        await self._sync_turn.run(self._check_synced)
+
     async def remove(self) -> None:
         """Remove the file, once what is under way is done."""
         self.removed = True
-        async with self._order:
+        async with self._order, self._sync_turn:
             await self._run_in_thread(self._disk.unlink, self.path)
 
     def _check_usable(self) -> None:
         if self.removed:
             raise errors.UnknownStaging
+        self._check_synced()
+
+    def _check_synced(self) -> None:
         if self._sync_failure is not None:
             raise errors.WriteFailed(self._sync_failure)
 

@@ -22,6 +22,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from helper import staging_errors as errors
+from helper.all_done import all_done
 from helper.disk import take_lock
 from helper.interfaces import STORAGE_INDEX_SIZE
 from helper.layout import DATA_OFFSET
@@ -253,19 +254,24 @@ class StagingServer:
         try:
             with self._counted_failures():
                 await self._run_in_thread(self._create_files, staging.directory, shares)
-                await self._commit(*(add(record) for record in records))
+                try:
+                    # Of a record without a file, and of a file without a record, nothing is left after a restart.
+                    await all_done([
+                        self._commit(*(add(record) for record in records)),
+                        *(self._run_in_thread(self._means.disk.fsync_directory, directory)
+                          for directory in (self._directory, staging.directory))])
+                except OSError:
+                    await self._commit(*(remove(record.name, record.shnum) for record in records))
+                    raise
         finally:
             self._creating -= len(shares)
         # Files of a failure are strangers: in nobody's way, and removed at the next start.
         staging.shares.update({share.shnum: share for share in shares})
 
     def _create_files(self, directory: Path, shares: list[StagedShare]) -> None:
-        if not directory.exists():
-            self._means.disk.make_directory(directory, 0o700)
-            self._means.disk.fsync_directory(self._directory)
+        self._means.disk.make_directory(directory, 0o700)
         for share in shares:
             share.create()
-        self._means.disk.fsync_directory(directory)
 
     async def _publish(self, staging: Staging, shares: list[StagedShare], storage_index: bytes) -> dict[int, Outcome]:
         outcomes: dict[int, Outcome] = {}

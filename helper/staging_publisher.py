@@ -5,10 +5,11 @@ one. A step begins when the one before is durable:
 
     1. the record says ASSIGNING, with the storage index     (lost before: still prepared, nobody was told)
     2. link(staged name, place)                              (lost: start-up does it again)
-    3. fsync of the directories on the way to the place      (lost: as 2)
+    3. fsync of the directories on the way to the place,
+       all at the same time                                  (lost: as 2)
     4. unlink(staged name); not synced                       (lost: start-up finds both names, and does it again;
                                                               after 5 the staged name is a stranger, and removed)
-    5. the record is removed, then the answer is given
+    5. the answer is given, while the record is removed      (lost: start-up removes it)
 
 So a record that says ASSIGNING without a staged file means that 3 has happened.
 """
@@ -25,8 +26,11 @@ from typing import Any
 from allmydata.interfaces import NoSpace
 from allmydata.storage.common import UnknownImmutableContainerVersionError, storage_index_to_dir
 from allmydata.storage.immutable import ShareFile
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
+from helper.all_done import all_done
 from helper.staged_share import SETTLED, Means, Outcome, StagedShare
 from helper.staging_errors import reason_of
 from helper.staging_records import remove, update
@@ -55,21 +59,29 @@ class Publisher:
         settled = [share for share in shares if outcomes[share.shnum] in SETTLED]
         if settled:
             try:
-                await self._run_in_thread(self.settle, settled, storage_index)
+                await all_done([self._run_in_thread(self._disk.fsync_directory, directory)
+                                for directory in self._way_to(storage_index)])
+                await self._run_in_thread(self._remove_staged_names, settled)
             except OSError as error:
                 self._report(error)
                 outcomes |= {share.shnum: self.take_back(share, storage_index) for share in settled}
-        await self._record(shares, outcomes)
+        recorded = self._record(shares, outcomes)
+        if any(outcome not in SETTLED for outcome in outcomes.values()):
+            await recorded  # what is prepared again may be assigned to another index, or aborted
         return outcomes
 
-    async def _record(self, shares: Sequence[StagedShare], outcomes: dict[int, Outcome]) -> None:
-        try:
-            await self._commit(*(
-                remove(share.name, share.shnum) if outcomes[share.shnum] in SETTLED else update(share.prepared_record())
-                for share in shares))
-        except sqlite3.Error as error:
-            # The outcomes stand: a restart would find the decision, and complete it once more.
-            self._report(error)
+    def _record(self, shares: Sequence[StagedShare], outcomes: dict[int, Outcome]) -> Deferred[None]:
+        """Fires also if it could not be recorded. The outcomes stand: a restart would find the decision, and complete
+        it once more."""
+        recorded = self._commit(*(
+            remove(share.name, share.shnum) if outcomes[share.shnum] in SETTLED else update(share.prepared_record())
+            for share in shares))
+
+        def failed(failure: Failure) -> None:
+            failure.trap(sqlite3.Error)
+            self._report(failure.value)
+
+        return recorded.addErrback(failed)
 
     def place(self, share: StagedShare, storage_index: bytes) -> Outcome:
         """Link the file to its place, if that is free. Never raises OSError."""
@@ -105,9 +117,16 @@ class Publisher:
 
     def settle(self, shares: Sequence[StagedShare], storage_index: bytes) -> None:
         """What is in its place shall stay there, and its staged name go. Blocks; OSError before anything went."""
-        place = self._place_of(shares[0], storage_index).parent
-        for directory in (place, place.parent, place.parent.parent):  # one storage index, one path
+        for directory in self._way_to(storage_index):
             self._disk.fsync_directory(directory)
+        self._remove_staged_names(shares)
+
+    def _way_to(self, storage_index: bytes) -> list[Path]:
+        """The directories in which a name may be new when a share comes to its place."""
+        place = Path(self._stock.sharedir, storage_index_to_dir(storage_index))
+        return [place, place.parent, place.parent.parent]
+
+    def _remove_staged_names(self, shares: Sequence[StagedShare]) -> None:
         for share in shares:
             try:
                 self._disk.unlink(share.path)
@@ -138,5 +157,5 @@ class Publisher:
         incoming = os.path.join(self._stock.incomingdir, storage_index_to_dir(storage_index), str(share.shnum))
         return incoming in self._stock._bucket_writers
 
-    def _report(self, error: Exception) -> None:
+    def _report(self, error: BaseException | None) -> None:
         self.log.error("shares could not be published: {reason}", reason=reason_of(error))

@@ -7,6 +7,7 @@ import secrets
 from base64 import b32encode
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
@@ -348,8 +349,11 @@ class Upload:
                     self._save_in_background()  # after a restart no client shall be asked what it need not tell
                 elif self.session.state is not before:
                     self._changed_from(before)
-                for command in commands:
-                    self._carry_out(command)
+                # Bytes that waited go to the spool all at once: each of them would wait for the sync of the one before.
+                working = self._working if len(commands) > 1 else None
+                with nullcontext() if working is None else working.spool.together():
+                    for command in commands:
+                        self._carry_out(command)
         finally:
             self._handling = False
         if self.waits_for and not self._stopped:

@@ -178,8 +178,9 @@ def test_servers_that_take_nothing(log: Log) -> None:
             world.wait(1)
         for server in world.grid.servers[:4]:
             server.hang()
+        world.run(link.put_ciphertext(ID, 3000, CIPHERTEXT[3000:10_000]))
         answers = [outcome(begin(link.put_ciphertext(ID, offset, CIPHERTEXT[offset:offset + 1000])))
-                   for offset in range(3000, 20_000, 1000)]
+                   for offset in range(10_000, 20_000, 1000)]
         world.wait(2 * SERVERS_PATIENCE)
         assert not answers[-1]
         durable = world.only_upload().session.durable

@@ -850,11 +850,12 @@ def test_when_all_servers_are_slow_the_client_has_to_wait(world: World) -> None:
 
     world.run(upload.write(plaintext(60)))
     world.watch = watch
-    data = plaintext(60) + plaintext(200_000)
+    data = plaintext(60) + plaintext(300_000)
     for start in range(60, len(data), 500):
         world.run(upload.write(data[start:start + 500]))
-    assert world.clock.seconds() > 5
-    assert SMALL.pushing_lag <= lag <= SMALL.pushing_lag + 1000 + SMALL.largest_message
+    assert world.clock.seconds() > 4
+    # what is on its way to the disk comes on top
+    assert SMALL.pushing_lag <= lag <= 2 * SMALL.pushing_lag + SMALL.credit
     assert world.run(upload.close()) == expected(data, PARAMETERS).cap
 
 

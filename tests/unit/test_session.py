@@ -472,15 +472,14 @@ def what_is_durable_is_acknowledged_however_large_the_lag_the_rest_waits(p: Play
     p.given(AssignReceived(1, SI))
     p.on(put(2, 0, 150), Store(DATA[:150]))
     p.on(Stored(150), acknowledged(2, 150), BeginPlacing())
-    p.on(put(3, 150, 100), Store(DATA[150:250]))
+    p.on(put(3, 150, 100), Store(DATA[150:250]))  # what is not durable yet does not count
+    p.on(Stored(250), acknowledged(3, 250))
     p.on(put(4, 250, 50))
     p.is_as(paused=True, received=300)
-    p.on(Stored(250), acknowledged(3, 250, 950))
     p.on(put(5, 300, 50))
-    p.on(PushedTo(40))
-    p.on(PushedTo(60), Store(DATA[250:300]))
+    p.on(PushedTo(49))
     p.is_as(paused=True)
-    p.on(PushedTo(120), Store(DATA[300:350]))
+    p.on(PushedTo(50), Store(DATA[250:300]), Store(DATA[300:350]))
     p.is_as(paused=False)
     p.on(Stored(350), acknowledged(4, 350), acknowledged(5, 350))
 
@@ -522,9 +521,25 @@ def when_servers_are_lost_and_the_position_goes_back_more_waits(p: Playbook) -> 
     p.durable(200)
     p.given(PushedTo(180))
     p.on(put(3, 200, 100), Store(DATA[200:300]))
+    p.on(Stored(300), acknowledged(3, 300))
     p.on(PushedTo(0))
     p.on(put(4, 300, 10))
     p.is_as(paused=True)
+
+
+@playbook()
+def the_lag_may_be_what_servers_take_in_a_second_up_to_twice_the_setting(p: Playbook) -> None:
+    p.given(AssignReceived(1, SI))
+    p.durable(400)
+    p.on(put(3, 400, 100))
+    p.on(PushedTo(101, 298))
+    p.on(PushedTo(101, 299), Store(DATA[400:500]))
+    p.on(Stored(500), acknowledged(3, 500))
+    p.on(PushedTo(99, 10_000))
+    p.on(put(4, 500, 10))
+    p.is_as(paused=True)
+    p.on(PushedTo(100, 0))
+    p.on(PushedTo(100, 10_000), Store(DATA[500:510]))
 
 
 # -- staging servers ----------------------------------------------------------------------------------------
@@ -556,10 +571,9 @@ def where_staging_servers_are_enough_the_lag_holds_bytes_back_without_a_storage_
     p.on(put(2, 250, 50))
     p.on(put(3, 300, 50))
     p.is_as(paused=True, storage_index=None)
-    p.on(PushedTo(50), Store(DATA[250:300]))
-    p.on(Stored(300), acknowledged(2, 300, 950))
-    p.on(PushedTo(100), Store(DATA[300:350]))
+    p.on(PushedTo(50), Store(DATA[250:300]), Store(DATA[300:350]))
     p.is_as(paused=False)
+    p.on(Stored(300), acknowledged(2, 300, 950))
 
 
 @playbook()

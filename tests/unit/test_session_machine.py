@@ -43,6 +43,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.completes: list[events.Complete] = []
         self.durable = 0
         self.placing = False
+        self.in_a_second = 0  # of the last PushedTo
         self.told: bytes | None = None  # the storage index that servers may know
         self.told_early: bytes | None = None
         self.assigned: bytes | None = None
@@ -236,9 +237,10 @@ class SessionMachine(RuleBasedStateMachine):
         self.tell(events.Stored(self.session.durable + max(1, int(left * part))))
 
     @precondition(lambda self: self.placing)
-    @rule(part=st.sampled_from([0.0, 0.5, 0.9, 1.0, 1.0]))
-    def shares_are_pushed(self, part: float) -> None:
-        self.tell(events.PushedTo(int(part * self.session.durable)))
+    @rule(part=st.sampled_from([0.0, 0.5, 0.9, 1.0, 1.0]), in_a_second=st.sampled_from([0, 0, 150, 1000]))
+    def shares_are_pushed(self, part: float, in_a_second: int) -> None:
+        self.in_a_second = in_a_second
+        self.tell(events.PushedTo(int(part * self.session.durable), in_a_second))
 
     @precondition(lambda self: self.compares)
     @rule()
@@ -334,6 +336,7 @@ class SessionMachine(RuleBasedStateMachine):
         if self.session.durable < len(self.handed) and not self.dropped:
             self.tell(events.Stored(len(self.handed)))
         if self.placing:
+            self.in_a_second = 0
             self.tell(events.PushedTo(self.session.durable))
         while self.compares:
             self.bytes_are_compared()
@@ -411,7 +414,8 @@ class SessionMachine(RuleBasedStateMachine):
             assert self.placing
             assert s.state is State.OPEN
             assert s.storage_index is not None or self.enough
-            assert len(self.handed) - s.pushed > max(LIMITS.pushing_lag, 2 * s.parameters.full_segment_size)
+            assert s.durable - s.pushed > max(LIMITS.pushing_lag, min(self.in_a_second, 2 * LIMITS.pushing_lag),
+                                              2 * s.parameters.full_segment_size)
         # Placing waits for nothing but bytes.
         assert self.placing or s.durable < LIMITS.contact_after or s.state in ENDED or not self.unplaced
         self.durable = s.durable

@@ -387,6 +387,21 @@ def test_a_link_is_not_followed(tmp_path: Path, upload: Upload, stepped: Stepped
 # -- group commit ---------------------------------------------------------------------------------------
 
 
+def test_what_is_appended_together_is_synced_once(tmp_path: Path, upload: Upload, stepped: Stepped) -> None:
+    with upload.file.together():
+        upload.file.append(b"first")
+        upload.file.append(b"second")
+        assert not stepped.waiting
+    with upload.file.together():
+        upload.file.append(b"third")
+    assert len(stepped.waiting) == 1
+    stepped.step()
+    assert upload.stored == [11]
+    stepped.step()
+    assert upload.stored == [11, 16]
+    assert records_in(path_in(tmp_path).read_bytes()) == [(0, b"firstsecond"), (11, b"third")]
+
+
 def test_what_comes_during_a_commit_goes_into_the_next(tmp_path: Path, upload: Upload, stepped: Stepped) -> None:
     upload.file.append(b"first")
     upload.file.append(b"second")

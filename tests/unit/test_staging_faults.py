@@ -299,30 +299,63 @@ def test_start_up_goes_on_when_it_cannot_publish(node: Node) -> None:
     assert node.assign(si=SI2) == {3: "assigned"}
 
 
-def test_a_failed_sync_is_never_tried_again(node: Node) -> None:
+@pytest.mark.parametrize("answered", [False, True], ids=["waited for", "beside writes"])
+def test_a_failed_sync_is_never_tried_again(node: Node, answered: bool) -> None:
     node.stage(NAME, [0, 1])
     end = DATA_OFFSET
     for _i in range(5):
         end = node.write(NAME, 0, end, bytes(MiB))["length"]
     node.disk.errors["fdatasync"] = os_error(errno.EIO)
-    for _i in range(2):
-        end = node.write(NAME, 0, end, bytes(MiB))["length"]
-    with pytest.raises(errors.WriteFailed, match=r"Input/output error"):
-        node.write(NAME, 0, end, bytes(MiB))
-    node.disk.errors.clear()  # the next would succeed, and lie
     syncs = node.disk.calls.count("fdatasync")
-    for call in (lambda: node.write(NAME, 0, DATA_OFFSET + 4 * MiB, b"x"), lambda: node.write(NAME, 0, 0, HEADER),
-                 lambda: node.prepare(NAME, 0, DATA_OFFSET + 4 * MiB)):
+    if answered:  # of a sync that nobody waits for whatever comes next says it
+        node.write(NAME, 0, end, bytes(MiB))
+    with pytest.raises(errors.WriteFailed, match=r"Input/output error"):
+        node.write(NAME, 0, end + MiB * answered, bytes(MiB if answered else 2 * MiB))
+    node.disk.errors.clear()  # the next would succeed, and lie
+    for call in (lambda: node.write(NAME, 0, DATA_OFFSET + 3 * MiB, b"x"), lambda: node.write(NAME, 0, 0, HEADER),
+                 lambda: node.prepare(NAME, 0, DATA_OFFSET + 3 * MiB)):
         with pytest.raises(errors.WriteFailed):
             call()
-    assert node.disk.calls.count("fdatasync") == syncs
+    assert node.disk.calls.count("fdatasync") == syncs + 1
     assert "fsync" not in node.disk.calls
-    assert node.held()[0] == Held(0, "growing", DATA_OFFSET + 4 * MiB, DATA_OFFSET + 4 * MiB)
+    assert node.held()[0] == Held(0, "growing", DATA_OFFSET + 3 * MiB, DATA_OFFSET + 3 * MiB)
     assert node.write(NAME, 1, DATA_OFFSET, bytes(4 * MiB))["synced"] > 4 * MiB  # others go on
     assert node.count("write_failed") == 4
     node.abort(NAME, [0])  # and its number can be had again
     node.full_share(0)
     assert node.assign(shnums=[0]) == {0: "assigned"}
+
+
+def test_prepare_fails_with_a_sync_that_was_under_way_though_its_own_succeeds(node: Node) -> None:
+    """The system reports an error of writing pages once, to whoever synced first."""
+    node.stage(NAME, [0])
+    node.write(NAME, 0, 0, HEADER)
+    node.threads.hold()
+    write = Call(node.staging.write(NAME, 0, DATA_OFFSET, bytes(3 * MiB)))
+    assert write.done  # and is being synced
+    prepare = Call(node.staging.prepare(NAME, 0, DATA_OFFSET + 3 * MiB, *SECRETS))
+    node.disk.errors["fdatasync"] = os_error(errno.EIO)
+    node.threads.release()
+    with pytest.raises(errors.WriteFailed):
+        prepare.result()
+    assert node.held()[0] == Held(0, "growing", DATA_OFFSET, DATA_OFFSET)
+
+
+def test_prepare_of_less_than_what_is_being_synced(node: Node) -> None:
+    node.stage(NAME, [0])
+    node.write(NAME, 0, 0, HEADER)
+    node.threads.hold()
+    assert Call(node.staging.write(NAME, 0, DATA_OFFSET, b"x" * 3 * MiB)).done
+    prepare = Call(node.staging.prepare(NAME, 0, DATA_OFFSET + MiB, *SECRETS))
+    node.threads.run_one()  # the sync
+    node.threads.run_one()  # its record, which was asked for when the next came
+    node.kill()
+    assert node.held()[0] == Held(0, "growing", DATA_OFFSET + 3 * MiB, DATA_OFFSET + 3 * MiB)
+    assert not prepare.done
+    node.write(NAME, 0, 0, HEADER)
+    node.prepare(NAME, 0, DATA_OFFSET + MiB)
+    assert node.assign() == {0: "assigned"}
+    assert data_of(node, 0) == HEADER + b"x" * MiB
 
 
 def test_a_failed_sync_of_prepare_is_never_tried_again(node: Node) -> None:
