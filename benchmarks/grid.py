@@ -210,10 +210,12 @@ class BenchGrid:
                 "[storage]\n", f"[storage]\n{PLUGIN_LINE}\n"))
 
     @contextmanager
-    def reached_through(self, node: NodeProcess, port: int) -> Iterator[None]:
-        """In the block a storage node says that it is reached at another port of this machine."""
+    def reached_through(self, node: NodeProcess, port: int, listens: int) -> Iterator[None]:
+        """In the block a storage node listens at another port of this machine, and says that it is reached at `port`:
+        where it listened before there is nobody, so that nobody gets there round whatever listens at `port`."""
         text = (node.directory / "tahoe.cfg").read_text()
-        lines = ["tub.location = tcp:127.0.0.1:" + str(port) if line.startswith("tub.location") else line
+        changed = {"tub.location": f"tcp:127.0.0.1:{port}", "tub.port": f"tcp:{listens}:interface=127.0.0.1"}
+        lines = [f"{key} = {changed[key]}" if (key := line.split(" ")[0]) in changed else line
                  for line in text.splitlines()]
         self._restart([node], lambda _text: "\n".join(lines) + "\n")
         try:

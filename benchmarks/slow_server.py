@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from benchmarks.bench import Bench
 from benchmarks.grid import GRID
 from benchmarks.uploads import MiB, What
+from client_shim.local_ports import PortReservations
 
 NAME = "slow server"
 SIZE, QUICK_SIZE = 256 * MiB, 64 * MiB
@@ -21,20 +22,19 @@ def run(bench: Bench) -> None:
     """Undisturbed, then disturbed, as often as all else."""
     grid, what = bench.grid, What(QUICK_SIZE if bench.quick else SIZE)
     slow = grid.storage[0]
-    port = slow_port(slow.directory.joinpath("tahoe.cfg").read_text())
-    for _round in range(bench.rounds):
-        undisturbed = grid.measure(grid.ours, what)
-        bench.add(NAME, UNDISTURBED, "throughput", "MB/s", what.size / 1e6 / undisturbed.to_cap, grid.ours)
-        with _proxy(port, undisturbed.rate * 1e6 / GRID.k / PART) as proxy_port, grid.reached_through(slow, proxy_port):
-            # to the cap: the slow server's share is placed elsewhere, or comes later, and nobody waits for it
-            disturbed = grid.measure(grid.ours, what)
-        bench.add(NAME, DISTURBED, "throughput", "MB/s", what.size / 1e6 / disturbed.to_cap, grid.ours)
-
-
-def slow_port(config: str) -> int:
-    """The port that a node of the grid listens on, from its tahoe.cfg."""
-    line = next(line for line in config.splitlines() if line.startswith("tub.port"))
-    return int(line.split("tcp:")[1].split(":")[0])
+    ports = PortReservations()
+    try:
+        for _round in range(bench.rounds):
+            listens = ports.reserve()
+            undisturbed = grid.measure(grid.ours, what)
+            bench.add(NAME, UNDISTURBED, "throughput", "MB/s", what.size / 1e6 / undisturbed.to_cap, grid.ours)
+            rate = undisturbed.rate * 1e6 / GRID.k / PART
+            with _proxy(listens, rate) as port, grid.reached_through(slow, port, listens):
+                # to the cap: the slow server's share is placed elsewhere, or comes later, and nobody waits for it
+                disturbed = grid.measure(grid.ours, what)
+            bench.add(NAME, DISTURBED, "throughput", "MB/s", what.size / 1e6 / disturbed.to_cap, grid.ours)
+    finally:
+        ports.release()
 
 
 @contextmanager

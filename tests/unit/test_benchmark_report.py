@@ -16,7 +16,6 @@ from benchmarks import closing, parts, slow_syncs, throughput
 from benchmarks.processes import cpu_seconds, forget_peak, memory, peak_memory
 from benchmarks.report import as_json, number, table
 from benchmarks.samples import Key, Samples, slope
-from benchmarks.slow_server import slow_port
 from benchmarks.targets import OURS, STOCK, STOCK_FOOLSCAP, Target, targets
 from benchmarks.uploads import CHUNK, MiB, What, pieces
 
@@ -125,10 +124,6 @@ def test_the_json_is_the_table_with_single_values() -> None:
     (0, "0"), (0.04567, "0.0457"), (9.876, "9.88"), (123.4, "123"), (12345.6, "12346"), (-0.5, "-0.5")])
 def test_numbers(value: float, text: str) -> None:
     assert number(value) == text
-
-
-def test_a_port_in_a_configuration() -> None:
-    assert slow_port("[node]\ntub.port = tcp:23456:interface=127.0.0.1\ntub.location = x\n") == 23456
 
 
 # -- what it measures with ---------------------------------------------------------------------------------
