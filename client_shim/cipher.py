@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Iterable
 
 from allmydata.util import hashutil
-from Crypto.Cipher import AES
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 from helper.segments import segment_size_for
 
@@ -17,12 +19,12 @@ class Encryptor:
     """AES-128-CTR with the counter starting at 0, from any offset of the file on."""
 
     def __init__(self, key: bytes, offset: int = 0) -> None:
-        self._cipher = AES.new(key, AES.MODE_CTR, nonce=b"", initial_value=offset // BLOCK)
-        self._cipher.encrypt(bytes(offset % BLOCK))
+        self._cipher = Cipher(AES(key), CTR((offset // BLOCK).to_bytes(BLOCK, "big"))).encryptor()
+        self._cipher.update(bytes(offset % BLOCK))
 
     def encrypt(self, plaintext: bytes | memoryview) -> bytes:
         """The ciphertext of the next bytes."""
-        return self._cipher.encrypt(plaintext)
+        return self._cipher.update(plaintext)
 
 
 def convergent_key(k: int, n: int, max_segment_size: int, size: int, convergence: bytes,

@@ -99,7 +99,7 @@ class ContentHasher:
         self._segment: OneSegment[hashlib.blake2b] | None = None
         self._hashed = self._size = 0
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         """The next bytes."""
         self._size += len(data)
         if self._key_hasher is None:
@@ -125,8 +125,8 @@ class ContentHasher:
         held, self._held = bytes(self._held), bytearray()
         self._hash(held)
 
-    def _hash(self, data: bytes) -> None:
-        self._key_hasher.update(data)  # type: ignore[union-attr]
+    def _hash(self, data: bytes | memoryview) -> None:
+        self._key_hasher.h.update(data)  # type: ignore[union-attr] # stock's own `update` wants bytes: a copy
         self._segment.update(self._hashed, memoryview(data))  # type: ignore[union-attr]
         self._hashed += len(data)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import attrs
@@ -127,10 +127,9 @@ class HelperUpload:
         self.outbox.add(ciphertext)
         self._send()
 
-    async def send(self, ciphertext: Iterable[bytes]) -> None:
-        """Send the next bytes, in pieces. Returns when they are on their way, but for less than a message."""
-        for piece in ciphertext:
-            self.outbox.add(piece)
+    async def send(self, ciphertext: bytes) -> None:
+        """Send the next bytes. Returns when they are on their way, but for less than a message."""
+        self.outbox.add(ciphertext)
         await self._sending_done()
 
     def complete(self) -> None:

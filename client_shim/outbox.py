@@ -10,6 +10,9 @@ import attrs
 from client_shim.errors import HelperMisbehaved
 from client_shim.window import WINDOW_MIN, SendWindow
 
+#: A piece that was given is sent as it is, uncopied, if it is at least this part of a message and no more than one.
+ENOUGH = 0.75
+
 
 @attrs.frozen
 class Message:
@@ -112,7 +115,21 @@ class Outbox:
         if self._again:
             return min(len(self._again[0].data), window.message_size)
         length = min(self._unsent_length, window.message_size)
-        return length if self._complete or length == window.message_size or window.in_flight == 0 else 0
+        if length == window.message_size:
+            return self._up_to_a_whole_message(length)
+        return length if self._complete or window.in_flight == 0 else 0
+
+    def _up_to_a_whole_message(self, most: int) -> int:
+        """Length of a message that ends with a piece if it is long enough then, or if the next makes one by itself."""
+        length = 0
+        for piece in self._unsent:
+            if length and length + len(piece) > most and (
+                    length >= ENOUGH * most or ENOUGH * most <= len(piece) <= most):
+                return length
+            length += len(piece)
+            if length >= most:
+                break
+        return most
 
     def acknowledged(self, message: Message, durable: int, now: float) -> None:
         """`message` was answered, with this length durable. Raises HelperMisbehaved."""

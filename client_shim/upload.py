@@ -24,9 +24,8 @@ from helper.ciphertext import CiphertextHasher
 from helper.interfaces import KEY_SIZE, LITERAL_MAX, UPLOAD_ID_SIZE
 from helper.parameters import Parameters
 
-#: Plaintext is encrypted in pieces of at most this many bytes, so that a huge write costs little memory, and so many
-#: are in the processor's cache when their ciphertext is hashed.
-PIECE, CACHED = 1024 * 1024, 128 * 1024
+#: Plaintext is encrypted in pieces of at most this many bytes, so that a huge write costs little memory.
+PIECE = 1024 * 1024
 #: What is shorter is encrypted at once: it would take longer to ask a thread.
 WORTH_A_THREAD = 128 * 1024
 #: How long (seconds) a helper that was lost is looked for.
@@ -130,22 +129,20 @@ class StreamingUpload:
             for start in range(0, len(view), PIECE):
                 await self._helper.send(await self._encrypted(view[start:start + PIECE]))
 
-    async def _encrypted(self, plaintext: memoryview) -> list[bytes]:
+    async def _encrypted(self, plaintext: memoryview) -> bytes:
         if self._in_thread is None or len(plaintext) < WORTH_A_THREAD:
             return self._encrypt(plaintext)
-        ciphertext: list[bytes] = await self._in_thread(self._encrypt, plaintext)
+        ciphertext: bytes = await self._in_thread(self._encrypt, plaintext)
         return ciphertext
 
-    def _encrypt(self, plaintext: memoryview) -> list[bytes]:
-        """In whatever thread, one call at a time: the next bytes, hashed."""
-        pieces = []
-        for start in range(0, len(plaintext), CACHED):
-            if self._content is not None:
-                self._content.update(bytes(plaintext[start:start + CACHED]))
-            ciphertext = self._encryptor.encrypt(plaintext[start:start + CACHED])
-            self._hasher.update(ciphertext)
-            pieces.append(ciphertext)
-        return pieces
+    def _encrypt(self, plaintext: memoryview) -> bytes:
+        """In whatever thread, one call at a time: the next bytes, hashed. They are sent as they are, if they make a
+        message (outbox.py): each copy would cost as much as their encryption."""
+        if self._content is not None:
+            self._content.update(plaintext)
+        ciphertext = self._encryptor.encrypt(plaintext)
+        self._hasher.update(ciphertext)
+        return ciphertext
 
     async def close(self) -> bytes:
         """The file is complete: returns its read cap. Costs what is still on its way, and a few round trips."""

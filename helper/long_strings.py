@@ -22,13 +22,16 @@ from twisted.python.failure import Failure
 LONG = 16 * 1024
 #: So much is encrypted before it is handed on; memory of this size is still in the processor's cache then.
 CHUNK = 64 * 1024
+#: Bytes offered to the socket at a time (Twisted: 128 KiB). With a megabyte, helper and storage nodes of a local grid
+#: spend a twentieth less, and throughput is as much higher; with more, nothing is gained.
+SEND_LIMIT = 1024 * 1024
 #: What TLS adds to a chunk: some 30 bytes to each record of 16 KiB.
 OVERHEAD = 1024
 
 #: Attributes of transports that are relied on: of the TLS layer, and of the socket's below it.
 TLS_ATTRIBUTES = ("_aggregator", "_appSendBuffer", "_bufferedWrite", "_handshakeDone", "_lostTLSConnection",
                   "_tlsConnection", "_tlsShutdownFinished")
-SOCKET_ATTRIBUTES = ("_tempDataBuffer", "dataBuffer", "disconnecting", "protocol", "writeSomeData")
+SOCKET_ATTRIBUTES = ("_tempDataBuffer", "dataBuffer", "disconnecting", "protocol", "writeSomeData", "SEND_LIMIT")
 
 
 class LongStrings(Broker):  # type: ignore[misc]
@@ -59,6 +62,8 @@ class SwiftTransport:
     def __init__(self, tcp: Any) -> None:
         self._tcp = tcp
         self._tls = tcp.protocol
+        # What the socket did not take at once it is given whole when it takes more: not in many turns of the reactor.
+        tcp.SEND_LIMIT = SEND_LIMIT
 
     @classmethod
     def over(cls, transport: Any) -> SwiftTransport | None:

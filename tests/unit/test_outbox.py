@@ -76,6 +76,22 @@ def test_less_than_a_message_waits_for_more_until_nothing_is_on_its_way() -> Non
     assert outbox.next_message(1.0) == Message(1000, CIPHERTEXT[1000:1500])
 
 
+def test_a_piece_that_makes_a_message_is_sent_uncopied() -> None:
+    outbox = Outbox()
+    outbox.connected(SendWindow(10**6, 1000), 0)
+    pieces = [CIPHERTEXT[:370], CIPHERTEXT[370:1370], CIPHERTEXT[1370:2120], CIPHERTEXT[2120:2869]]
+    for piece in pieces:
+        outbox.add(piece)
+    assert outbox.next_message(0.0) == Message(0, pieces[0])
+    for piece in pieces[1:3]:
+        message = outbox.next_message(0.0)
+        assert message is not None
+        assert message.data is piece
+    assert outbox.next_message(0.0) is None  # 749 wait for more
+    outbox.add(CIPHERTEXT[2869:3618])  # no message by itself
+    assert outbox.next_message(0.0) == Message(2120, CIPHERTEXT[2120:3120])
+
+
 def test_when_no_more_comes_it_waits_for_nothing() -> None:
     outbox = Outbox()
     outbox.connected(SendWindow(10**6, 1000), 0)
