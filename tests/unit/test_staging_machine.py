@@ -92,13 +92,15 @@ class Staging(RuleBasedStateMachine):
         if share is None:
             self.refused(errors.UnknownStaging, self.node.prepare, name, shnum, DATA_OFFSET + 1)
             return
-        self.touch(name)
         if not share.prepared and with_header:
             self.node.write(name, shnum, 0, HEADER)
             share.header = True
+        if share.length > DATA_OFFSET and not share.header:
+            return  # after a kill it may be there, after a loss of power it is not
+        self.touch(name)
         if share.length == DATA_OFFSET:
             self.refused(errors.WrongSize, self.node.prepare, name, shnum, share.length)
-        elif share.header:
+        else:
             self.node.prepare(name, shnum, share.length)
             self.node.prepare(name, shnum, share.length)
             share.prepared = True
