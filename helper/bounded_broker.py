@@ -28,11 +28,15 @@ from zope.interface import implementer
 
 from helper.connection_memory import ConnectionBounds, ConnectionMemory
 from helper.interfaces import KiB
+from helper.large_reads import read_in_large_pieces
 from helper.long_strings import LongStrings
 from helper.token_stream import STRANGER, OverBound, TokenScanner
 
 #: Pieces of so many bytes are kept as they come, and not copied together.
 LARGE_PIECE = 4 * KiB
+
+#: Bytes that are read at a time; a connection may hold so much more than it should before it is told to wait.
+READ_SIZE = 64 * KiB
 
 #: Foolscap's own bound of a block of its negotiation, but here before it is logged.
 NEGOTIATION_BYTES = 4096
@@ -86,6 +90,7 @@ class BoundedBroker(LongStrings):
     def connectionMade(self) -> None:
         self._bounded = not isinstance(self.transport, LoopbackTransport)  # to ourselves
         super().connectionMade()
+        read_in_large_pieces(self.transport, READ_SIZE)
         if not self._bounded:
             return
         if not self._memory.admit(self, self._accepted):

@@ -5,22 +5,26 @@ The dropin twisted/plugins/tahoe_streaming_staging.py makes a node find it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
 from allmydata.interfaces import IAnnounceableStorageServer, IFoolscapStoragePlugin, IStatsProducer
 from foolscap.api import Referenceable
+from foolscap.ipb import ISlicer
+from foolscap.referenceable import ReferenceableSlicer
 from twisted.application.service import Service
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
+from twisted.python.components import registerAdapter
 from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
 from helper import free_memory
 from helper.errors import StreamingError, fault_of
+from helper.large_reads import read_in_large_pieces
 from helper.staging import Held, StagingLimits, StagingServer
 from helper.staging_interfaces import PLUGIN_NAME, RIStagingServer
 from helper.streaming_cfg import duration_of, size_of
@@ -30,6 +34,9 @@ reactor: Any = _reactor  # it has more interfaces than its declared type
 
 #: Bytes of free memory that the node keeps for reuse: what comes in writes of 1 MB, and is written at once.
 KEPT_MEMORY = 8 * free_memory.MiB
+
+#: Bytes that are read at a time from connections over which shares come.
+READ_SIZE = 256 * 1024
 
 #: Threads that write and sync.
 THREADS = 4
@@ -88,6 +95,17 @@ class FoolscapStagingServer(Referenceable):  # type: ignore[misc]
                 return refuse(wire_fields({**fault.fields(), "code": fault.code, "text": fault.text()}))
 
         return Deferred.fromCoroutine(answered())
+
+
+class _Slicer(ReferenceableSlicer):  # type: ignore[misc]
+    """Foolscap has it give the staging server to a peer. Who is given it will send shares."""
+
+    def slice(self, streamable: bool, protocol: Any) -> Iterator[Any]:
+        read_in_large_pieces(protocol.transport, READ_SIZE)
+        yield from super().slice(streamable, protocol)
+
+
+registerAdapter(_Slicer, FoolscapStagingServer, ISlicer)
 
 
 def _ok(fields: dict[str, int] | None = None) -> WireAnswer:

@@ -278,6 +278,11 @@ class PluginBench(StockBench):
     def server(self) -> StagingStorageServer:
         return StagingStorageServer(self.stock, self._link)
 
+    @property
+    def connections(self) -> list[Any]:
+        """The server's ends of them, of Foolscap."""
+        return list(self._tub.brokers.values())
+
     def open_shares(self) -> int:
         return self.staging.statistics()["staged_now"]
 

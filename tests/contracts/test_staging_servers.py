@@ -15,12 +15,14 @@ import oracle
 import pytest
 from allmydata.storage.server import DEFAULT_RENEWAL_TIME
 from server_benches import BENCHES, LEASE_SECRETS, SI, TARGET, PluginBench, StagingBench
+from twisted.internet.abstract import FileDescriptor
 
 from helper.interfaces import SIZE_MAX
 from helper.layout import DATA_OFFSET
 from helper.placement import Allocation
 from helper.sinks import CONNECTION_LOST, Granted, ShareSink, Target
 from helper.staged_share import SYNC_INTERVAL
+from helper.staging_plugin import READ_SIZE
 
 MiB = 1024 * 1024
 
@@ -437,6 +439,16 @@ def test_an_abort_leaves_nothing(bench: StagingBench) -> None:
     if isinstance(bench, PluginBench):
         bench.run(again.abort)
         assert [p.name for p in Path(bench.storage.storedir, "staging").iterdir() if p.is_dir()] == []
+
+
+# -- connections --------------------------------------------------------------------------------------------
+
+
+def test_only_who_was_given_the_staging_server_is_read_from_in_large_pieces(bench: StagingBench) -> None:
+    if not isinstance(bench, PluginBench):
+        pytest.skip("it has no connections")
+    sizes = {broker.transport.bufferSize for broker in bench.connections}
+    assert sizes == {READ_SIZE, FileDescriptor.bufferSize}
 
 
 # -- being killed -------------------------------------------------------------------------------------------

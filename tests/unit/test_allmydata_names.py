@@ -39,6 +39,7 @@ from twisted.internet.tcp import Connection as TCPConnection
 from twisted.protocols.tls import BufferingTLSTransport
 from twisted.web.resource import Resource
 
+from helper import large_reads
 from helper.long_strings import SOCKET_ATTRIBUTES, TLS_ATTRIBUTES, LongStrings
 
 ROOT = Path(__file__).parents[2]
@@ -127,7 +128,9 @@ FOOLSCAP = {
     "foolscap.broker.LoopbackTransport",
     "foolscap.eventual.eventually",
     "foolscap.furl.BadFURLError",
+    "foolscap.ipb.ISlicer",
     "foolscap.negotiate.Negotiation",
+    "foolscap.referenceable.ReferenceableSlicer",
     "foolscap.schema.ChoiceOf",
     "foolscap.tokens.BananaError",
     "foolscap.tokens.NegotiationError",
@@ -351,6 +354,13 @@ def test_what_long_strings_use_of_their_transports() -> None:
     assert all(provides_of_twisted(TCPConnection, name) for name in SOCKET_ATTRIBUTES)
     assert LongStrings.__bases__ == (Broker,)
     assert "self.sendToken(obj)" in inspect.getsource(Broker.produce)
+
+
+def test_what_large_reads_use_of_their_transports() -> None:
+    assert all(provides_of_twisted(BufferingTLSTransport, name) for name in large_reads.TLS_ATTRIBUTES)
+    assert all(provides_of_twisted(TCPConnection, name) for name in large_reads.SOCKET_ATTRIBUTES)
+    assert "self.socket.recv(self.bufferSize)" in inspect.getsource(TCPConnection.doRead)
+    assert "self._tlsConnection.recv(" in inspect.getsource(BufferingTLSTransport._flushReceiveBIO)
 
 
 def provides_of_twisted(cls: type, name: str) -> bool:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import random
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import reactor_loop
-from foolscap.api import DeadReferenceError, Referenceable, Tub
+from foolscap.api import DeadReferenceError, Tub
 from foolscap.broker import Broker
 from foolscap.referenceable import TubRef
 from foolscap.vocab import INITIAL_VOCAB_TABLES
 from hypothesis import given
 from hypothesis import strategies as st
+from tub_link import Link
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.testing import StringTransport
 
@@ -21,45 +22,6 @@ from client_shim.helper_edge import make_tub
 from helper.long_strings import CHUNK, LONG, LongStrings, SwiftTransport
 
 LENGTHS = [0, 1, LONG - 1, LONG, LONG + 1, CHUNK - 1, CHUNK, CHUNK + 1, 1_000_000, 4 * 1024 * 1024]
-
-
-class Sink(Referenceable):  # type: ignore[misc]
-    """Keeps what it is sent, and reads nothing while it is told not to."""
-
-    def __init__(self) -> None:
-        self.received: list[Any] = []
-
-    def remote_take(self, number: int, data: Any) -> int:
-        self.received.append((number, data))
-        return number
-
-
-class Link:
-    """A connection between two real Tubs on loopback, the sender's ours."""
-
-    def __init__(self) -> None:
-        self.sink = Sink()
-        self.target: Any = None
-
-    async def connect(self) -> None:
-        self.server = reactor_loop.listening_tub("helper")
-        furl = self.server.registerReference(self.sink)
-        self.sender: Tub = make_tub()
-        self.sender.startService()
-        self.target = await self.sender.getReference(furl)
-        self.broker = self.target.tracker.broker
-        self.receiver = next(iter(self.server.brokers.values()))
-
-    async def disconnect(self) -> None:
-        await self.sender.stopService()
-        await self.server.stopService()
-
-    def __enter__(self) -> Self:
-        reactor_loop.run(self.connect)
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        reactor_loop.run(self.disconnect)
 
 
 def test_it_is_in_use_over_tls() -> None:

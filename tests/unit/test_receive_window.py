@@ -80,7 +80,8 @@ def test_a_fast_body_stays_fast() -> None:
     assert not window.slow
 
 
-@given(waits=st.lists(st.floats(1.01 * STALL, 1), min_size=1, max_size=20), between=st.integers(1448, FAST_BYTES - 1448))
+@given(waits=st.lists(st.floats(1.01 * STALL, 1), min_size=1, max_size=20),
+       between=st.integers(1448, FAST_BYTES - 1448))
 def test_after_each_wait_it_has_to_show_it_again(waits: list[float], between: int) -> None:
     window = ReceiveWindow()
     now = 0.0
