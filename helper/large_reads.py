@@ -17,7 +17,7 @@ from weakref import WeakMethod
 from OpenSSL import SSL
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 
-#: The most that a TLS record holds (RFC 8446 §5.1).
+#: The most that a TLS record holds (RFC 8446, section 5.1).
 RECORD = 16 * 1024
 
 #: Attributes that are relied on: of the socket's transport, and of the TLS layer above it.

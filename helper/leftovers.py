@@ -1,7 +1,7 @@
 """Staged shares of uploads that are over, on servers that have yet to remove them: protocol.txt §11.6.
 
-A server may be away when an upload ends, or lose what it was told with its connection. It is told whenever uploads are
-swept, until it says that it has removed them.
+A server may be away when an upload ends, or lose what it was told with its connection. It is told when it is back soon,
+and whenever uploads are swept, until it says that it has removed them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from twisted.logger import Logger
 from helper.sinks import CONNECTION_LOST, Grid, StorageServer, Target
 
 T = TypeVar("T")
+
+#: Seconds in which a server that is away when an upload ends is told as soon as it is back: a helper that has just
+#: started may not have found them all. Later a sweep tells it.
+RECONNECTING = 60.0
 
 
 @attrs.frozen(eq=False)
@@ -36,6 +40,7 @@ class Leftovers:
         self._grid = grid
         self._left: dict[bytes, dict[str, _Left]] = {}  # by server ID and name of the upload
         self._asking: set[bytes] = set()
+        self._awaited: dict[bytes, Deferred[StorageServer | None]] = {}
         self._stopped = False
 
     def add(self, name: str, target: Target, shnums: Sequence[int], servers: Iterable[bytes],
@@ -43,8 +48,12 @@ class Leftovers:
         """The upload `name` is over, and these servers (IDs) may keep staged shares of it. `removed` is called for each
         that has removed them."""
         left = _Left(target, shnums, removed)
+        connected = {server.server_id for server in self._grid.servers_for(bytes(16))}
         for server_id in servers:
             self._left.setdefault(server_id, {})[name] = left
+            if server_id not in connected and server_id not in self._awaited and not self._stopped:
+                self._awaited[server_id] = waiting = self._grid.when_back(server_id, RECONNECTING)
+                waiting.addCallback(self._back, server_id)
         self.look()
 
     def forget(self, name: str) -> None:
@@ -65,6 +74,14 @@ class Leftovers:
     def stop(self) -> None:
         """Tell nobody any more."""
         self._stopped = True
+        for waiting in list(self._awaited.values()):
+            waiting.cancel()
+
+    def _back(self, server: StorageServer | None, server_id: bytes) -> None:
+        """It is connected again, or was waited for in vain."""
+        self._awaited.pop(server_id, None)
+        if server is not None and not self._stopped:
+            self.look()
 
     def _told(self, result: T, server_id: bytes) -> T:
         self._asking.discard(server_id)

@@ -13,7 +13,7 @@ from single_calls import File
 
 from client_shim.local_config import GridOptions
 from client_shim.local_grid import LocalGrid, ShareFile
-from client_shim.local_node import NodeProcess
+from client_shim.local_node import NodeError, NodeProcess
 
 MiB = 1024 * 1024
 MAX_SEGMENT = MiB
@@ -53,9 +53,12 @@ def wait_for_trees(grid: LocalGrid, helper: NodeProcess, before: list[set[str]])
         return trees(grid) == before and not spool_of(helper)
 
     try:
-        wait_for("nothing to be left", same, 20)
-    finally:
-        assert trees(grid) == before
+        wait_for("nothing to be left", same)
+    except NodeError as e:
+        for node, now, then in zip(grid.storage, trees(grid), before, strict=True):
+            e.add_note(f"{node.name}: more is there {sorted(now - then)}, less {sorted(then - now)}")
+        e.add_note(f"spool: {spool_of(helper)}")
+        raise
 
 
 def staged_to(grid: LocalGrid, segments: int, shares: int, k: int = 3) -> list[ShareFile]:

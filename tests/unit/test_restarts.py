@@ -246,6 +246,22 @@ def test_what_was_staged_on_a_server_that_is_away_at_the_end_is_removed_when_it_
         assert asked == [server.requests("abort") for server in world.grid.staging], "nothing is left to tell"
 
 
+def test_a_server_that_a_new_helper_has_not_found_yet_is_told_as_soon_as_it_has() -> None:
+    with World(12, staging=12, settings=SHORT) as world:
+        begin_upload(world)
+        late = next(server for server in world.grid.staging if server.staged)
+        world.kill()
+        late.disconnect()
+        world.start()
+        world.run(world.link().abort(ID))
+        world.wait(1)
+        assert late.staged
+        late.reconnect()
+        world.wait(1)
+        assert not world.grid.leftovers()
+        assert [record.staged_on for record in world.records()] == [frozenset()]
+
+
 def test_a_server_that_does_not_do_what_it_is_told_is_told_again() -> None:
     with World(12, staging=12, settings=SHORT) as world:
         begin_upload(world)
