@@ -173,6 +173,8 @@ class Uploads:
                 await soon
             else:
                 await recorded
+                if self._by_name.get(upload.name) is not upload and upload.session.error is not None:
+                    raise upload.session.error  # the first `open` was refused meanwhile, and the upload forgotten
         except errors.StreamingError as e:
             self._check_running()
             if new:  # the next run would not know it, so nothing may be acknowledged

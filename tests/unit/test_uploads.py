@@ -989,6 +989,20 @@ def test_an_upload_that_cannot_be_recorded_is_not_opened(world: World) -> None:
     assert caller.finish().fields["ueb"] == expected(DATA, PARAMETERS).ueb
 
 
+def test_a_repeated_open_of_an_upload_that_could_not_be_recorded_is_refused_like_the_first(world: World) -> None:
+    """Its client had lost the connection, and repeated it before the ledger failed."""
+    broken_from(world, lambda _record: True)
+    caller = Caller(world)
+    both = [caller.begin("open", PARAMETERS.to_wire()) for _ in range(2)]
+    world.wait(1)
+    world.mend_ledger()
+    world.wait(10)
+    assert [answers[0].value.code for answers in both] == ["spool-failed", "spool-failed"]
+    caller.open()
+    caller.put_all()
+    assert caller.finish().fields["ueb"] == expected(DATA, PARAMETERS).ueb
+
+
 def test_a_storage_index_that_cannot_be_recorded_is_not_acknowledged_before_it_is(world: World) -> None:
     broken_from(world, lambda record: record.storage_index is not None)
     caller = Caller(world)
