@@ -15,7 +15,8 @@ from typing import Any
 from weakref import WeakMethod
 
 from OpenSSL import SSL
-from twisted.protocols.tls import TLSMemoryBIOProtocol
+
+from helper.long_strings import tls_layer
 
 #: The most that a TLS record holds (RFC 8446, section 5.1).
 RECORD = 16 * 1024
@@ -28,12 +29,8 @@ TLS_ATTRIBUTES = ("_tlsConnection",)
 def read_in_large_pieces(transport: Any, size: int) -> bool:
     """Let a connection on which startTLS was called read so many bytes at a time, at least RECORD. Returns whether it
     is one of those that can; a repeat does nothing."""
-    if not all(hasattr(transport, name) for name in SOCKET_ATTRIBUTES):
-        return False
-    tls = transport.protocol
-    if not isinstance(tls, TLSMemoryBIOProtocol) or not all(hasattr(tls, name) for name in TLS_ATTRIBUTES):
-        return False
-    connection = tls._tlsConnection
+    tls = tls_layer(transport, SOCKET_ATTRIBUTES, TLS_ATTRIBUTES)
+    connection = None if tls is None else tls._tlsConnection
     if not isinstance(connection, SSL.Connection):
         return False
     if not isinstance(getattr(connection.recv, "__self__", None), _Records):

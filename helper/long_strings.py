@@ -10,6 +10,7 @@ below; where it is not as expected, a string goes the ordinary way (tests/unit/t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from foolscap.banana import STRING, int2b128
@@ -56,6 +57,16 @@ class LongStrings(Broker):  # type: ignore[misc]
             self._swift.write(obj)
 
 
+def tls_layer(transport: Any, socket_attributes: Sequence[str], tls_attributes: Sequence[str]) -> Any:
+    """That of a connection on which startTLS was called, if both have what is relied on; else None. The first have to
+    have `protocol` among them."""
+    if not all(hasattr(transport, name) for name in socket_attributes):
+        return None
+    tls = transport.protocol
+    known = isinstance(tls, BufferingTLSTransport) and all(hasattr(tls, name) for name in tls_attributes)
+    return tls if known else None
+
+
 class SwiftTransport:
     """Writes long byte strings to the socket of a TLS connection. `tcp` is one on which startTLS was called."""
 
@@ -68,12 +79,7 @@ class SwiftTransport:
     @classmethod
     def over(cls, transport: Any) -> SwiftTransport | None:
         """None if this is another kind of transport."""
-        if not all(hasattr(transport, name) for name in SOCKET_ATTRIBUTES):
-            return None
-        tls = transport.protocol
-        if not isinstance(tls, BufferingTLSTransport) or not all(hasattr(tls, name) for name in TLS_ATTRIBUTES):
-            return None
-        return cls(transport)
+        return None if tls_layer(transport, SOCKET_ATTRIBUTES, TLS_ATTRIBUTES) is None else cls(transport)
 
     def write(self, data: bytes) -> None:
         """After everything that was written before, as `transport.write` does it."""

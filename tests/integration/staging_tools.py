@@ -53,7 +53,7 @@ def wait_for_trees(grid: LocalGrid, helper: NodeProcess, before: list[set[str]])
         return trees(grid) == before and not spool_of(helper)
 
     try:
-        wait_for("nothing to be left", same)
+        wait_for("nothing to be left", same, 20)
     except NodeError as e:
         for node, now, then in zip(grid.storage, trees(grid), before, strict=True):
             e.add_note(f"{node.name}: more is there {sorted(now - then)}, less {sorted(then - now)}")
