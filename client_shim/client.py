@@ -49,7 +49,8 @@ class StreamingClient:
                on_progress: Callable[[Progress], None] = lambda _progress: None,
                on_failed: Callable[[], None] = lambda: None,
                on_paused: Callable[[UploadError, float], None] = lambda _why, _patience: None,
-               on_resumed: Callable[[float], None] = lambda _seconds: None) -> StreamingUpload:
+               on_resumed: Callable[[float], None] = lambda _seconds: None,
+               on_taken: Callable[[], None] = lambda: None) -> StreamingUpload:
         """A new upload of `size` bytes (None: as many as come). `reveal`, `patience` and `dedup` are the node's
         settings if they are None. The rest as for StreamingUpload."""
         parameters = attrs.evolve(self.config.parameters, size=size)
@@ -67,7 +68,7 @@ class StreamingClient:
                                  patience=settings.patience if patience is None else patience,
                                  dedup=self.dedup_in(settings.dedup if dedup is None else dedup),
                                  on_progress=on_progress, on_failed=on_failed, on_paused=on_paused,
-                                 on_resumed=on_resumed, in_thread=deferToThread)
+                                 on_resumed=on_resumed, on_taken=on_taken, in_thread=deferToThread)
         self._uploads.add(upload)
         return upload
 

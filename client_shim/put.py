@@ -34,8 +34,8 @@ from helper.segments import segment_size_for
 
 reactor: Any = _reactor  # it has more interfaces than its declared type
 
-#: Bytes of free memory that are kept for reuse: about a window of messages.
-KEPT_MEMORY = 8 * free_memory.MiB
+#: Bytes of free memory that are kept for reuse: about a window of messages, encrypted once and twice.
+KEPT_MEMORY = 24 * free_memory.MiB
 
 #: After Ctrl-C the upload is aborted at the helper; one that does not answer keeps us no longer than so many seconds.
 INTERRUPT_PATIENCE = 10
@@ -116,7 +116,7 @@ class Put:
             await upload.write(data)
         return await self._complete(upload, digests)
 
-    async def _read(self, source: Source, upload: StreamingUpload) -> bytes:
+    async def _read(self, source: Source, upload: StreamingUpload) -> memoryview:
         try:
             return await source.read()
         except UploadClosed:
@@ -128,9 +128,13 @@ class Put:
         self._upload = self._client.upload(size=size, key=key, digests=digests, reveal=self._options.reveal,
                                            patience=self._options.patience, dedup=self._options.dedup,
                                            on_progress=self._report.progress,
-                                           on_failed=self._stop_reading, on_paused=self._report.paused,
-                                           on_resumed=self._report.resumed)
+                                           on_failed=self._stop_reading, on_taken=self._read_ahead,
+                                           on_paused=self._report.paused, on_resumed=self._report.resumed)
         return self._upload
+
+    def _read_ahead(self) -> None:
+        if self._source is not None:
+            self._source.read_ahead()
 
     def _stop_reading(self) -> None:
         """The upload has failed, perhaps while we wait for input that may never come."""

@@ -24,8 +24,9 @@ from helper.ciphertext import CiphertextHasher
 from helper.interfaces import KEY_SIZE, LITERAL_MAX, UPLOAD_ID_SIZE
 from helper.parameters import Parameters
 
-#: Plaintext is encrypted in pieces of at most this many bytes, so that a huge write costs little memory.
-PIECE = 1024 * 1024
+#: Plaintext is encrypted in pieces of at most this many bytes, so that a huge write costs little memory. It is what a
+#: large message holds: such a piece is sent uncopied.
+PIECE = 2 * 1024 * 1024
 #: What is shorter is encrypted at once: it would take longer to ask a thread.
 WORTH_A_THREAD = 128 * 1024
 #: How long (seconds) a helper that was lost is looked for.
@@ -58,7 +59,8 @@ class StreamingUpload:
     for); after `close`, `outcome` says what became of this one. One call at a time: `write` and `close` wait for
     those before them. `on_failed` is called when the upload fails by itself, between calls too; the next call raises
     why. A call that ends by another exception, as when it is cancelled, fails the upload as well (UploadInterrupted):
-    nobody knows what it has taken. `in_thread`, if given, runs what encrypts and hashes, while the reactor sends.
+    nobody knows what it has taken. `on_taken` is called when the memory of what `write` was given may be used for other
+    things, before all of it is sent. `in_thread`, if given, runs what encrypts and hashes, while the reactor sends.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[Link]], parameters: Parameters, clock: IReactorTime, *,
@@ -69,6 +71,7 @@ class StreamingUpload:
                  on_failed: Callable[[], None] = lambda: None,
                  on_paused: Callable[[UploadError, float], None] = lambda _why, _patience: None,
                  on_resumed: Callable[[float], None] = lambda _seconds: None,
+                 on_taken: Callable[[], None] = lambda: None,
                  in_thread: RunInThread | None = None) -> None:
         self._parameters = parameters
         self._in_thread = in_thread
@@ -77,6 +80,7 @@ class StreamingUpload:
         self._digests = digests
         self._on_progress = on_progress
         self._on_failed = on_failed
+        self._on_taken = on_taken
         self._helper = HelperUpload(
             connect, clock, self._upload_id, parameters, bytes(hashutil.storage_index_hash(self._key)), reveal,
             patience, UploadEvents(lambda: on_progress(self.progress), self._failed, on_paused, on_resumed))
@@ -106,7 +110,7 @@ class StreamingUpload:
             if of_any_size if size is None else size > LITERAL_MAX:
                 await self._helper.open()
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | memoryview) -> None:
         """Take the next bytes of the file. Returns when they are on their way to the helper: encrypted, and
         sent but for less than a message; what is on its way is bounded (protocol.txt §7.2). While the helper is
         away, it waits.
@@ -127,7 +131,10 @@ class StreamingUpload:
             data, self._literal = self._literal + data if self._literal else data, b""
             view = memoryview(data)
             for start in range(0, len(view), PIECE):
-                await self._helper.send(await self._encrypted(view[start:start + PIECE]))
+                ciphertext = await self._encrypted(view[start:start + PIECE])
+                if start + PIECE >= len(view):
+                    self._on_taken()
+                await self._helper.send(ciphertext)
 
     async def _encrypted(self, plaintext: memoryview) -> bytes:
         if self._in_thread is None or len(plaintext) < WORTH_A_THREAD:

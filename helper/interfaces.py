@@ -38,7 +38,7 @@ SIZE_MAX = 2**53
 LARGEST_MESSAGE_MIN = 16 * KiB
 LARGEST_MESSAGE_MAX = 4 * MiB
 #: What we announce: large enough that Foolscap's cost per message does not matter.
-LARGEST_MESSAGE = 1 * MiB
+LARGEST_MESSAGE = 2 * MiB
 
 _Id = StringConstraint(2 * UPLOAD_ID_SIZE)
 _Index = StringConstraint(2 * STORAGE_INDEX_SIZE)

@@ -16,7 +16,7 @@ from weakref import WeakMethod
 
 from OpenSSL import SSL
 
-from helper.long_strings import tls_layer
+from helper.large_writes import tls_layer
 
 #: The most that a TLS record holds (RFC 8446, section 5.1).
 RECORD = 16 * 1024

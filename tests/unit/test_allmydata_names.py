@@ -39,8 +39,8 @@ from twisted.internet.tcp import Connection as TCPConnection
 from twisted.protocols.tls import BufferingTLSTransport
 from twisted.web.resource import Resource
 
-from helper import large_reads
-from helper.long_strings import SOCKET_ATTRIBUTES, TLS_ATTRIBUTES, LongStrings
+from helper import large_reads, large_writes
+from helper.long_strings import LongStrings
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,9 +138,9 @@ FOOLSCAP = {
 #: Private names that are not ours: attributes, and keyword arguments.
 PRIVATE = {"_Client", "_SHA256d_Hasher", "_bucket_writers", "_client_factory", "_negotiationClass", "_secret_holder",
            "_tub_maker",
-           # of Twisted: long_strings.TLS_ATTRIBUTES and SOCKET_ATTRIBUTES
+           # of Twisted: large_writes.TLS_ATTRIBUTES and SOCKET_ATTRIBUTES
            "_aggregator", "_appSendBuffer", "_bufferedWrite", "_handshakeDone", "_lostTLSConnection", "_tempDataBuffer",
-           "_tlsConnection", "_tlsShutdownFinished"}
+           "_tempDataLen", "_tlsConnection", "_tlsShutdownFinished"}
 
 #: Attributes that a class of ours takes from the stock class it extends, or replaces.
 INHERITED = {
@@ -348,12 +348,15 @@ def test_what_our_connections_inherit() -> None:
     assert found == CONNECTIONS
 
 
-def test_what_long_strings_use_of_their_transports() -> None:
-    """Where anything is missing they would go the slow way, without a word."""
-    assert all(provides_of_twisted(BufferingTLSTransport, name) for name in TLS_ATTRIBUTES)
-    assert all(provides_of_twisted(TCPConnection, name) for name in SOCKET_ATTRIBUTES)
+def test_what_long_strings_use_of_foolscap() -> None:
     assert LongStrings.__bases__ == (Broker,)
     assert "self.sendToken(obj)" in inspect.getsource(Broker.produce)
+
+
+def test_what_large_writes_use_of_their_transports() -> None:
+    """Where anything is missing they would go the slow way, without a word."""
+    assert all(provides_of_twisted(BufferingTLSTransport, name) for name in large_writes.TLS_ATTRIBUTES)
+    assert all(provides_of_twisted(TCPConnection, name) for name in large_writes.SOCKET_ATTRIBUTES)
 
 
 def test_what_large_reads_use_of_their_transports() -> None:

@@ -19,7 +19,8 @@ from twisted.internet.testing import StringTransport
 
 from client_shim.certificate import new_certificate
 from client_shim.helper_edge import make_tub
-from helper.long_strings import CHUNK, LONG, LongStrings, SwiftTransport
+from helper.large_writes import CHUNK, LargeWrites
+from helper.long_strings import LONG, LongStrings
 
 LENGTHS = [0, 1, LONG - 1, LONG, LONG + 1, CHUNK - 1, CHUNK, CHUNK + 1, 1_000_000, 4 * 1024 * 1024]
 
@@ -27,7 +28,7 @@ LENGTHS = [0, 1, LONG - 1, LONG, LONG + 1, CHUNK - 1, CHUNK, CHUNK + 1, 1_000_00
 def test_it_is_in_use_over_tls() -> None:
     with Link() as link:
         assert type(link.broker) is LongStrings
-        assert isinstance(link.broker._swift, SwiftTransport)
+        assert isinstance(link.broker._large_writes, LargeWrites)
 
 
 def test_every_tub_is_somebody_else() -> None:
@@ -96,15 +97,15 @@ def test_a_connection_that_breaks_in_the_middle() -> None:
 
 def test_a_lost_connection_takes_nothing() -> None:
     with Link() as link:
-        swift = link.broker._swift
+        writes = link.broker._large_writes
 
         async def lose() -> None:
             lost: Deferred[None] = Deferred()
             link.target.notifyOnDisconnect(lambda: lost.callback(None))
             link.broker.transport.loseConnection()
-            swift.write(bytes(100_000))  # after that: as `transport.write`, it drops it
+            writes.write(bytes(100_000))  # after that: as `transport.write`, it drops it
             await lost
-            swift.write(bytes(100_000))
+            writes.write(bytes(100_000))
 
         reactor_loop.run(lose)
     assert link.sink.received == []
@@ -127,7 +128,7 @@ def test_tokens_are_foolscaps(values: list[Any]) -> None:
             broker.sendToken(value)
         streams.append(transport.value())
     assert streams[0] == streams[1]
-    assert broker._swift is None
+    assert broker._large_writes is None
 
 
 def test_no_word_of_a_vocabulary_is_long() -> None:

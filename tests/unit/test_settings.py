@@ -79,7 +79,7 @@ def test_defaults_are_those_of_the_protocol() -> None:
     settings = Settings()
     assert settings.credit == 8 * MiB  # protocol.txt §7.1
     assert settings.pushing_lag == 4 * MiB  # §7.3
-    assert settings.largest_message == MiB
+    assert settings.largest_message == 2 * MiB
     assert settings.contact_after == 64 * KiB  # §4.1
     assert settings.first_bound == GiB  # §8.4
     assert (settings.idle_expiry, settings.empty_expiry) == (7 * DAY, 3600)  # §6.2
