@@ -40,6 +40,7 @@ from client_shim.errors import HelperLost, HelperMisbehaved, HelperRefused
 from client_shim.helper_edge import HelperAnswer, HelperLink, connect, make_tub
 from client_shim.verify import cap_of
 from helper.ciphertext import CiphertextHasher, CiphertextHashes
+from helper.interfaces import LARGEST_MESSAGE, LARGEST_MESSAGE_MAX
 from helper.parameters import Parameters
 
 PARAMETERS = Parameters(K, OPTIONS.happy, N, MAX_SEGMENT)
@@ -219,11 +220,12 @@ def test_different_bytes_at_a_held_offset(upload: Upload) -> None:
     assert upload.put(40_000, DATA[40_000:] + b"new").fields["durable"] == 50_003
 
 
-@pytest.mark.parametrize("size", [MiB + 1, 4 * MiB])
+@pytest.mark.parametrize("size", [LARGEST_MESSAGE + 1, LARGEST_MESSAGE_MAX])
 def test_oversized_message(upload: Upload, size: int) -> None:
-    text = upload.refused("message-too-large", "put_ciphertext", 0, bytes(size), limit=MiB, came=size)
+    text = upload.refused("message-too-large", "put_ciphertext", 0, bytes(size), limit=LARGEST_MESSAGE,
+                          came=size)
     assert str(size) in text
-    assert upload.put(0, bytes(MiB)).fields["durable"] == MiB
+    assert upload.put(0, bytes(LARGEST_MESSAGE)).fields["durable"] == LARGEST_MESSAGE
 
 
 def test_message_beyond_the_schema(shared: SharedGrid, link: HelperLink) -> None:
@@ -236,11 +238,11 @@ def test_message_beyond_the_schema(shared: SharedGrid, link: HelperLink) -> None
         upload.open()
         before = upload.call("status")
         with pytest.raises(HelperMisbehaved, match="outside the agreed bounds"):
-            upload.put(0, bytes(4 * MiB + 1))
+            upload.put(0, bytes(LARGEST_MESSAGE_MAX + 1))
         assert upload.call("status") == before
         own_link._rref.tracker.interface = None  # a client that does not check
         with pytest.raises(HelperLost):
-            upload.put(0, bytes(4 * MiB + 1))
+            upload.put(0, bytes(LARGEST_MESSAGE_MAX + 1))
     finally:
         reactor_loop.run(own_tub.stopService)
     same = Upload(link, upload.upload_id)  # nobody else was disconnected

@@ -103,8 +103,8 @@ def random_file(path: Path, size: int) -> Path:
 
 def until_under_way(row: Row, beyond: int = 0) -> int:
     """Wait until more than `beyond` bytes are safe, but not all. Returns how many."""
-    row.until(f"more than {beyond} bytes", lambda row: row.offset > beyond)
-    assert row.state == "sending"
+    # A page whose upload was just taken over, or is being taken up, may be away for a moment.
+    row.until(f"more than {beyond} bytes, and sending", lambda row: row.offset > beyond and row.state == "sending")
     return row.offset
 
 
