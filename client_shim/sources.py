@@ -19,10 +19,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from client_shim.errors import CommandFailed, UploadClosed
+from helper.interfaces import LARGEST_MESSAGE
 
 #: Bytes of one `read`, at most: what makes a message.
-READ_SIZE = 2 * 1024 * 1024
-#: A read that brings less has not been waited for; there is hardly more at once.
+READ_SIZE = LARGEST_MESSAGE
+#: A read that brings less has emptied the pipe: what another would bring is not worth it.
 WORTH_ANOTHER = 64 * 1024
 #: As much as a pipe may hold by default (Linux: /proc/sys/fs/pipe-max-size).
 PIPE_SIZE = 1024 * 1024
@@ -62,7 +63,7 @@ class FileSource:
 
 @implementer(IReadDescriptor)
 class PipeSource:
-    """A pipe, socket or terminal. Read when it is readable, and then only once: so it never blocks, its
+    """A pipe, socket or terminal. Read when it is readable, and then only once each time: so it never blocks, its
     flags need not be changed (others may share them), and no thread hangs in a read when we want to exit.
 
     Each turn of the reactor, and each of the thread that encrypts, costs a fast upload a part of its processor time. So

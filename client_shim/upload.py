@@ -21,12 +21,12 @@ from client_shim.helper_upload import HelperUpload, UploadEvents
 from client_shim.reconnect import Link
 from client_shim.verify import cap_of
 from helper.ciphertext import CiphertextHasher
-from helper.interfaces import KEY_SIZE, LITERAL_MAX, UPLOAD_ID_SIZE
+from helper.interfaces import KEY_SIZE, LARGEST_MESSAGE, LITERAL_MAX, UPLOAD_ID_SIZE
 from helper.parameters import Parameters
 
 #: Plaintext is encrypted in pieces of at most this many bytes, so that a huge write costs little memory. It is what a
 #: large message holds: such a piece is sent uncopied.
-PIECE = 2 * 1024 * 1024
+PIECE = LARGEST_MESSAGE
 #: What is shorter is encrypted at once: it would take longer to ask a thread.
 WORTH_A_THREAD = 128 * 1024
 #: How long (seconds) a helper that was lost is looked for.
@@ -126,6 +126,7 @@ class StreamingUpload:
             self._accepted += len(data)
             if self._accepted <= LITERAL_MAX:
                 self._literal += data
+                self._on_taken()
                 return
             await self._helper.open()
             data, self._literal = self._literal + data if self._literal else data, b""

@@ -50,8 +50,7 @@ class LargeWrites:
     def __init__(self, tcp: Any) -> None:
         self._tcp = tcp
         self._tls = tcp.protocol
-        if hasattr(tcp.socket, "sendmsg"):
-            tcp.doWrite = partial(_write_pieces, ref(tcp))  # weak, or it would stay until all garbage is looked for
+        write_piece_by_piece(tcp)
 
     @classmethod
     def over(cls, transport: Any) -> LargeWrites | None:
@@ -100,10 +99,16 @@ class LargeWrites:
         self._tls.transport.write(encrypted)
 
 
+def write_piece_by_piece(tcp: Any) -> None:
+    """Let a connection hand what waits for its socket to the kernel without joining it, where the system can."""
+    if hasattr(tcp.socket, "sendmsg"):
+        tcp.doWrite = partial(_write_pieces, ref(tcp))  # weak, or it would stay until all garbage is looked for
+
+
 def _write_pieces(transport: ref[Any]) -> object:
     """In place of `doWrite`, which the reactor calls when the socket takes more: send what waits, as far as it is
-    taken, in order and without joining it. What belongs to the end of it all (producers, a connection that is to be
-    closed), and to errors, is left to Twisted's own way."""
+    taken, in order. What belongs to the end of it all (producers, a connection that is to be closed), and to errors, is
+    left to Twisted's own way."""
     tcp = transport()
     if tcp is None:
         return None

@@ -119,10 +119,7 @@ def test_last_byte_to_answer(shared: SharedGrid, gateway: NodeProcess, mib: int)
     assert download(shared.plain_client, cap.decode()) == data
     print(f"\n{mib} MiB: last byte to cap {statistics.median(by_program):.3f} s by the program's interface, "
           f"{statistics.median(by_gateway):.3f} s by the gateway")
-    # What a long file has on its way when its last byte is written takes as long as the processors, which other tests
-    # have a part of, need for it just then.
-    allowed = 0.1 if mib < 100 else 0.1 + statistics.median(by_program) / 2
-    assert statistics.median(by_gateway) <= statistics.median(by_program) + allowed
+    assert statistics.median(by_gateway) <= statistics.median(by_program) + 0.1
 
 
 @pytest.mark.long

@@ -612,6 +612,31 @@ def test_what_a_thread_encrypts_is_what_we_would(world: World, sizes: list[int])
     assert sum(asked) >= sum(size for size in sizes if size >= PIECE)
 
 
+@pytest.mark.parametrize("threads", [True, False])
+def test_the_memory_of_a_write_may_be_used_again_when_it_is_taken(world: World, threads: bool) -> None:
+    """For a literal's bytes, for less than a piece, and for more; not before the last of it is encrypted."""
+    sizes = [40, 5, 100, WORTH_A_THREAD, PIECE + 70_000]
+    data = plaintext(sum(sizes))
+    buffer, taken = bytearray(max(sizes)), 0
+
+    def on_taken() -> None:
+        nonlocal taken
+        taken += 1
+        buffer[:] = bytes(len(buffer))
+
+    def in_thread(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        return deferLater(world.clock, 0.01, function, *arguments)
+
+    upload = world.upload(LONG_PARAMETERS, on_taken=on_taken, in_thread=in_thread if threads else None)
+    start = 0
+    for number, size in enumerate(sizes, 1):
+        buffer[:size] = data[start:start + size]
+        world.run(upload.write(memoryview(buffer)[:size]))
+        assert taken == number
+        start += size
+    assert world.run(upload.close()) == expected(data, LONG_PARAMETERS).cap
+
+
 def test_abort_while_a_thread_encrypts(world: World) -> None:
     link = world.link()
     thread: list[Deferred[None]] = []

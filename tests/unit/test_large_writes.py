@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from functools import partial
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -14,7 +13,7 @@ from twisted.internet.tcp import Connection
 from twisted.internet.testing import MemoryReactor
 from zope.interface import implementer
 
-from helper.large_writes import OFFERED, _write_pieces
+from helper.large_writes import OFFERED, write_piece_by_piece
 
 
 class Socket:
@@ -70,7 +69,7 @@ class Transport:
         self.producer = Producer()
         self.tcp.registerProducer(self.producer, True)
         if pieces:
-            self.tcp.doWrite = partial(_write_pieces, weakref.ref(self.tcp))
+            write_piece_by_piece(self.tcp)
 
     def turn(self, room: int) -> object:
         """The reactor finds that the socket takes so much; returns what the reactor is told."""
@@ -96,7 +95,7 @@ def test_bytes_leave_in_order_and_twisted_hears_of_the_end(steps: list[tuple[str
             tcp = transport.tcp
             assert tcp._tempDataLen == sum(map(len, tcp._tempDataBuffer))
         written += number if what == "write" else 0
-        assert twisteds.socket.taken[:len(ours.socket.taken)] == ours.socket.taken  # we offer less than a megabyte
+        assert twisteds.socket.taken[:len(ours.socket.taken)] == ours.socket.taken  # it offers all, we some pieces
     for transport in (ours, twisteds):
         assert transport.socket.taken == bytes(i % 251 for i in range(written))
         assert transport.tcp not in transport.reactor.writers
@@ -130,7 +129,7 @@ def test_a_connection_goes_when_nobody_has_it() -> None:
     gc.disable()  # what needs a collection of all garbage may stay for long
     try:
         tcp = Connection(Socket(), None, MemoryReactor())
-        tcp.doWrite = partial(_write_pieces, weakref.ref(tcp))
+        write_piece_by_piece(tcp)
         gone, write = weakref.ref(tcp), tcp.doWrite
         del tcp
         assert gone() is None
