@@ -11,10 +11,13 @@ WINDOW_MIN = 64 * KiB
 WINDOW_MAX = 8 * MiB
 #: The window is what is acknowledged in so many seconds, so that close() costs about as long on any link.
 WINDOW_SECONDS = 1.0
+#: On a fast link it is no more than so much beyond what fills the link: the rest would only wait, and close() for it.
+QUEUE_MAX = 4 * MiB
 #: … but at least so many round trips long.
 ROUND_TRIPS_PER_WINDOW = 2
-#: A message is at most this part of the window.
+#: A message is at most this part of the window; of one of QUEUE_MAX or more it may be a larger one, as each costs time.
 MESSAGES_PER_WINDOW = 4
+MESSAGES_PER_LARGE_WINDOW = 2
 
 
 class SendWindow:
@@ -40,7 +43,8 @@ class SendWindow:
     @property
     def message_size(self) -> int:
         """Bytes of the next message, at most."""
-        return min(self._largest_message, max(1, self.size // MESSAGES_PER_WINDOW))
+        messages = MESSAGES_PER_LARGE_WINDOW if self.size >= QUEUE_MAX else MESSAGES_PER_WINDOW
+        return min(self._largest_message, max(1, self.size // messages))
 
     def may_send(self, length: int) -> bool:
         """Whether `length` more bytes may be sent now."""
@@ -69,4 +73,5 @@ class SendWindow:
             samples.popleft()
         seconds, length = self._busy - samples[0][0], self._acknowledged - samples[0][1]
         rate = length / seconds if seconds > 0 else float(WINDOW_MAX)
-        self.size = min(self._most, max(WINDOW_MIN, int(rate * seconds_in_window)))
+        most = min(self._most, QUEUE_MAX + int(rate * self._round_trip))
+        self.size = min(most, max(WINDOW_MIN, int(rate * seconds_in_window)))

@@ -15,7 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client_shim.window import MESSAGES_PER_WINDOW, WINDOW_MAX, WINDOW_MIN, SendWindow
+from client_shim.window import (
+    MESSAGES_PER_LARGE_WINDOW,
+    MESSAGES_PER_WINDOW,
+    QUEUE_MAX,
+    WINDOW_MAX,
+    WINDOW_MIN,
+    SendWindow,
+)
 
 KiB = 1024
 MiB = 1024 * KiB
@@ -148,12 +155,24 @@ def test_a_long_round_trip(rate: int, rtt: float) -> None:
     assert (full[-1].acknowledged - full[0].acknowledged) / (full[-1].time - full[0].time) > 0.9 * rate
 
 
-@pytest.mark.parametrize("rtt", [0.0, 0.0001, 0.1])
-def test_a_fast_link_gets_the_whole_window(rtt: float) -> None:
-    done = simulate(GB, rtt, 200 * MB)
-    assert max(m.size for m in done.trace) == WINDOW_MAX
-    assert max(m.in_flight for m in done.trace) > 0.9 * WINDOW_MAX or rtt == 0
+def test_a_long_fast_link_gets_the_whole_window() -> None:
+    done = simulate(GB, 0.1, 200 * MB)
+    assert max(m.in_flight for m in done.trace) > 0.9 * WINDOW_MAX
     assert done.trace[-1].size == WINDOW_MAX
+
+
+@pytest.mark.parametrize("rtt", [0.0, 0.0001, 0.002, 0.02])
+@pytest.mark.parametrize("rate", [20 * MB, 60 * MB, 200 * MB])
+def test_no_more_waits_on_a_short_link_than_keeps_it_busy(rate: int, rtt: float) -> None:
+    """Beyond what fills it; and the link is full all the same, with messages of a good size."""
+    done = simulate(rate, rtt, 20 * rate, largest_message=2 * MiB)
+    settled = done.settled(after=2.0)
+    # the shortest round trip is that of a message of a quarter of the least window, its own length included
+    filling = rate * rtt + WINDOW_MIN // MESSAGES_PER_WINDOW
+    assert max(m.in_flight for m in settled) <= QUEUE_MAX + filling * 1.01
+    assert 20 * rate / done.now >= 0.97 * rate
+    assert max(length for length, _size in done.messages) == 2 * MiB
+    assert done.now - done.last_byte <= (QUEUE_MAX + filling * 1.01) / rate + rtt
 
 
 def test_a_link_that_gets_slower() -> None:
@@ -215,13 +234,18 @@ def test_bursts() -> None:
 # -- bounds ---------------------------------------------------------------------------------------------
 
 
+def largest_part(size: int) -> int:
+    """Of a window of this size one message may be."""
+    return max(1, size // (MESSAGES_PER_WINDOW if size < QUEUE_MAX else MESSAGES_PER_LARGE_WINDOW))
+
+
 @pytest.mark.parametrize("largest_message", [16 * KiB, 256 * KiB, MiB, 4 * MiB])
 @pytest.mark.parametrize("credit", [64 * KiB, 300_000, MiB, 8 * MiB, 64 * MiB])
 def test_credit_and_message_size(credit: int, largest_message: int) -> None:
     done = simulate(GB, 0.05, 40 * MB, credit, largest_message)
     assert max(m.in_flight for m in done.trace) <= min(credit, WINDOW_MAX)
     assert all(length <= largest_message for length, _size in done.messages)
-    assert all(length <= size // MESSAGES_PER_WINDOW for length, size in done.messages)
+    assert all(length <= largest_part(size) for length, size in done.messages)
 
 
 @given(st.integers(1, 20 * MiB), st.integers(1, 4 * MiB),
@@ -243,7 +267,7 @@ def test_bounds_hold_whatever_happens(credit: int, largest_message: int,
         assert window.in_flight <= min(credit, WINDOW_MAX)
         assert min(WINDOW_MIN, credit) <= window.size <= min(WINDOW_MAX, credit)
         assert 1 <= window.message_size <= largest_message
-        assert window.message_size <= max(1, window.size // MESSAGES_PER_WINDOW)
+        assert window.message_size <= largest_part(window.size)
         # nothing on its way: something may always be sent, so an upload never hangs
         assert unanswered or window.may_send(window.message_size)
 
