@@ -167,13 +167,11 @@ class StagedShare:
 
     async def _prepare_and_sync(self, size: int, lease: LeaseInfo,
                                 admit: Callable[[int], AbstractContextManager[None]]) -> None:
-        with admit(PREPARED_OVERHEAD):
+        with admit(PREPARED_OVERHEAD), self._poisoned_by_failure():
             if size < self.synced:  # a restart must not miss bytes that are cut off now
                 await self._commit(set_synced(self.name, self.shnum, size))
             self.length, self.synced = size, min(size, self.synced)
             await self._run_in_thread(self._prepare, size, lease)
-        with self._poisoned_by_failure():
-            await self._run_in_thread(self._sync_all)
         # The system tells of pages that it could not write once: perhaps in a sync that was under way before ours.
         await self._sync_turn.run(self._check_synced)
 
@@ -256,10 +254,7 @@ class StagedShare:
                 raise errors.OffsetGap(0, size)
             os.ftruncate(fd, CONTAINER_HEADER + size)
             self._disk.write(fd, NEWEST_SCHEMA_VERSION.header(size), 0)
-        ShareFile(str(self.path)).add_lease(lease)
-
-    def _sync_all(self) -> None:
-        with self._opened() as fd:
+            ShareFile(str(self.path)).add_lease(lease)
             os.fchmod(fd, 0o644)
             _synced(self._disk.fsync, fd)
 

@@ -6,3 +6,5 @@ lag may become what servers take in a second. On a disk whose syncs take 20 ms a
 Helper and storage nodes with the plugin read large messages in larger pieces: a twentieth more throughput.
 Clients read a fast pipe, encrypt and send in pieces of 2 MiB (the default of `largest-message`, which was 1 MiB), and
 what waits for a socket is not joined over and over: a ninth less of a client's processor time, a twentieth of a helper's.
+On a fast link no more than 4 MiB wait between client and helper beyond what fills it: the time from the last byte of an
+upload at full speed to its cap is a fifth shorter.

@@ -125,7 +125,8 @@ def test_stock_cap_gets_leases_of_its_own(desk: Desk) -> None:
     assert {leases_of(share) for share in shares} == {2}
 
 
-@pytest.mark.parametrize(("size", "mode"), [(100_000, "on"), (SIZE, "on"), (SIZE, "trust")])
+@pytest.mark.parametrize(("size", "mode"), [
+    (SIZE, "on"), *(pytest.param(*case, marks=pytest.mark.long) for case in [(100_000, "on"), (SIZE, "trust")])])
 def test_streamed_twice_back_to_back(desk: Desk, mode: str, size: int) -> None:
     data = os.urandom(size)
     before = desk.settled()
@@ -184,8 +185,8 @@ def test_other_convergence_secret(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("parameters", [
-    pytest.param({"k": 2}, id="k"), pytest.param({"n": N - 1}, id="N"),
-    pytest.param({"max_segment": MAX_SEGMENT // 2}, id="segment size")])
+    pytest.param({"k": 2}, id="k"), pytest.param({"n": N - 1}, id="N", marks=pytest.mark.long),
+    pytest.param({"max_segment": MAX_SEGMENT // 2}, id="segment size", marks=pytest.mark.long)])
 def test_other_parameters(desk: Desk, parameters: dict[str, int]) -> None:
     data = os.urandom(SIZE)
     other = desk.another("other", **parameters)
@@ -202,7 +203,7 @@ def test_other_happiness_finds_the_file(desk: Desk) -> None:
     assert HAPPY < SERVERS
 
 
-@pytest.mark.parametrize("by", ["stock", "stream"])
+@pytest.mark.parametrize("by", [pytest.param("stock", marks=pytest.mark.long), "stream"])
 def test_one_share_is_missing(desk: Desk, by: str) -> None:
     data = os.urandom(SIZE)
     cap = upload_as_stock(desk.shared.grid.client, data) if by == "stock" else desk.stream(data).cap
@@ -225,8 +226,8 @@ def test_server_that_hangs_does_not_hold_it_up(desk: Desk) -> None:
         assert outcome(streamed) == "published"
 
 
-@pytest.mark.parametrize("milliseconds", [0, 50, *(
-    pytest.param(each, marks=pytest.mark.long) for each in (20, 100, 200))])
+@pytest.mark.parametrize("milliseconds", [50, *(
+    pytest.param(each, marks=pytest.mark.long) for each in (0, 20, 100, 200))])
 def test_helper_is_killed_while_it_is_decided(desk: Desk, milliseconds: int) -> None:
     """So long after the last byte. Either the old or the new file is complete."""
     data = os.urandom(SIZE)

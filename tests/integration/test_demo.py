@@ -90,7 +90,8 @@ def test_unreadable_source_is_refused_at_once(temporary_directory: Path, name: s
     assert out.getvalue() == ""
 
 
-@pytest.mark.parametrize(("number", "options"), [(signal.SIGINT, ["--stock-servers"]), (signal.SIGTERM, [])])
+@pytest.mark.parametrize(("number", "options"), [
+    pytest.param(signal.SIGINT, ["--stock-servers"], marks=pytest.mark.long), (signal.SIGTERM, [])])
 def test_signal_in_mid_stream_cleans_up(temporary_directory: Path, number: signal.Signals,
                                         options: list[str]) -> None:
     command = [sys.executable, "-m", "client_shim.cli", "demo", "--storage-nodes", "1", *options, "-"]

@@ -29,7 +29,8 @@ from oracle import cap_for
 from client_shim.local_node import NodeProcess
 
 TUS = ("-H", "Tus-Resumable: 1.0.0")
-SIZES = [100_000, 3 * SEGMENT + 4321]  # less than a segment, and more
+#: More than a segment, and less.
+SIZES = [3 * SEGMENT + 4321, pytest.param(100_000, marks=pytest.mark.long)]
 
 
 @pytest.fixture(scope="module")

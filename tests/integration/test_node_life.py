@@ -366,7 +366,7 @@ def wait_for_shares(shared: SharedGrid, cap: str, count: int) -> None:
     wait_for("an empty spool", lambda: not spool_of(shared.grid.helper))
 
 
-@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("declared", [pytest.param(True, marks=pytest.mark.long), False])
 def test_storage_server_killed_in_mid_stream(shared: SharedGrid, declared: bool) -> None:
     data = os.urandom(6 * MiB + 77)
     victim = shared.grid.storage[2]

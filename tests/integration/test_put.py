@@ -351,7 +351,7 @@ def test_setting_that_cannot_be_used(shared: SharedGrid, tmp_path: Path) -> None
 # -- a connection that breaks ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("declared", [pytest.param(True, marks=pytest.mark.long), False])
 def test_connection_that_breaks_is_a_pause(shared: SharedGrid, tmp_path: Path, declared: bool) -> None:
     (tmp_path / "file").write_bytes(data := os.urandom(6 * MiB))
     furl = shared.grid.helper_furl

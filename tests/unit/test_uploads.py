@@ -16,14 +16,14 @@ from world import KEY, SI, SMALL, WireLink, World, begin, expected, outcome, pla
 from client_shim.cipher import Encryptor
 from client_shim.errors import HelperLost, HelperRefused
 from client_shim.helper_edge import HelperAnswer
-from helper import errors, events
+from helper import errors, events, uploads
 from helper.ciphertext import CiphertextHasher
 from helper.interfaces import SEEDS_MAX
 from helper.parameters import Parameters
 from helper.settings import Settings
 from helper.status import snapshot
 from helper.upload_records import PUT_UPLOAD, UploadRecord, record_of
-from helper.uploads import REMEMBERED_MAX, YIELD_AFTER, hashed_name
+from helper.uploads import YIELD_AFTER, hashed_name
 from helper.wal_database import Change
 
 PARAMETERS = Parameters(3, 7, 10, 1000)
@@ -647,12 +647,14 @@ def test_a_clock_that_goes_back_makes_nothing_immortal(world: World) -> None:
     assert caller.state() == "expired"
 
 
-def test_only_so_many_results_are_kept_and_those_of_uploads_that_anybody_gives_up_go_first() -> None:
+def test_only_so_many_results_are_kept_and_those_of_uploads_that_anybody_gives_up_go_first(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "REMEMBERED_MAX", 500)
     with World(settings=attrs.evolve(SMALL, uploads_max=20_000)) as world:
-        done = complete(world, 2 * REMEMBERED_MAX)
+        done = complete(world, 2 * uploads.REMEMBERED_MAX)
         world.wait(2 * SMALL.sweep_interval)
         link = world.link()
-        for number in range(REMEMBERED_MAX + 20):
+        for number in range(uploads.REMEMBERED_MAX + 20):
             Caller(world, number, link).open()
             Caller(world, number, link)("abort")
         world.wait(2 * SMALL.sweep_interval)
