@@ -3,7 +3,8 @@
 Who may see what: the name of an upload handle is a bearer capability, and everybody who can connect to the gateway can
 ask for the list of all uploads; scripts in files that somebody views through the gateway cannot (grid_content.py). So
 the list tells what the page of a Tahoe node tells of uploads: sizes, progress, states; never names of handles, caps, or
-names of files. Whoever knows the name of a handle is told its cap and file name, and may write to it.
+names of files, nor whether a file was stored before. Whoever knows the name of a handle is told its cap, its file name
+and what became of it, and may write to it.
 """
 
 from __future__ import annotations
@@ -134,7 +135,8 @@ class UploadPage:
         this moment, and who wants to go on there asks by HEAD. Raises UnknownHandle, HandleExpired, JournalFailed."""
         status = self._handles.get(handle_id_of(exchange.head) or "").status
         told = {"format": JSON_FORMAT, **upload_as_json(status), "name": Notes.from_bytes(status.metadata).name,
-                "cap": None if status.cap is None else status.cap.decode("ascii")}
+                "cap": None if status.cap is None else status.cap.decode("ascii"),
+                "dedup": None if status.outcome is None else status.outcome.value}
         await exchange.respond(200, [("Content-Type", _JSON), NO_STORE, *_ALONE], _written(told))
 
 

@@ -335,6 +335,12 @@ def test_files_are_linked(shared: SharedGrid, driver: Chrome, tmp_path: Path) ->
             assert download(shared.plain_client, caps[file.name]) == file.read_bytes()
         check_secrets(page, directory, *caps.values())
         assert all(directory not in line and "URI" not in line for line in gateway.log_path.read_text().splitlines())
+        assert [row.text("text") for row in page.rows()] == [""] * len(files)
+        page.drop(files[-1])
+        again = wait_for("it once more", lambda: page.rows()[0] if len(page.rows()) > len(files) else None)
+        again.until_state("finished")
+        assert again.text("text") == "The grid has this file already, from an earlier upload; this is its cap."
+        assert again.cap == caps[files[-1].name]
         page.driver.find_element("id", "directory").send_keys("nonsense")
         page.drop(files[1])
         wait_for("the refusal", lambda: page.rows()[0].state == "failed")

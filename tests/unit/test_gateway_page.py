@@ -171,13 +171,15 @@ def test_one_upload(world: UploadWorld) -> None:
     world.send(client, request("PATCH", path, TUS_BODY, DATA[:2000], declared=SIZE))
     (listing,) = listed(world)["uploads"]
     one = told(world.ask("GET", f"{path}?t=json", {}))
-    assert one.keys() - listing.keys() == {"format", "name", "cap"}
+    assert one.keys() - listing.keys() == {"format", "name", "cap", "dedup"}
     assert (one["upload"], one["offset"], one["size"]) == (listing["upload"], 2000, SIZE)
     assert (one["format"], one["name"], one["cap"], one["writing"]) == (1, "n\u00e4me", None, True)
+    assert one["dedup"] is None
     world.send(client, DATA[2000:])
     cap = fields_of(world.answer(client, "PATCH"))["tahoe-cap"]
     one = told(world.ask("GET", f"{path}?t=json", {}))
     assert (one["state"], one["cap"], one["offset"], one["writing"]) == ("finished", cap, SIZE, False)
+    assert one["dedup"] == "published"
     assert world.ask("HEAD", f"{path}?t=json", {}).status == 204, "HEAD is the dialects'"
 
 

@@ -85,22 +85,26 @@ export async function create(file, directory) {
   return { path: answer.headers.get("Location"), cap: answer.headers.get("Tahoe-Cap") };
 }
 
-// Where to go on: {offset, cap, linkError}. Ends whatever request writes to the upload now.
+// What an upload has become: its cap, and `dedup` if that is of a file that was there before; both null before its end.
+function resultOf({ headers }) {
+  return { cap: headers.get("Tahoe-Cap"), dedup: headers.get("Tahoe-Dedup") };
+}
+
+// Where to go on: {offset, cap, dedup, linkError}. Ends whatever request writes to the upload now.
 export async function whereToGoOn(path, signal) {
-  const { headers } = await send("HEAD", path, {}, signal);
+  const answer = await send("HEAD", path, {}, signal);
   return {
-    offset: Number(headers.get("Upload-Offset")),
-    cap: headers.get("Tahoe-Cap"),
-    linkError: headers.get("Tahoe-Link-Error"),
+    ...resultOf(answer),
+    offset: Number(answer.headers.get("Upload-Offset")),
+    linkError: answer.headers.get("Tahoe-Link-Error"),
   };
 }
 
-// Send a file from an offset on, in one request: the browser reads the disk as the gateway takes the bytes. Returns the
-// cap.
+// Send a file from an offset on, in one request: the browser reads the disk as the gateway takes the bytes. Returns
+// {cap, dedup}.
 export async function append(path, file, offset, signal) {
   const headers = { "Content-Type": "application/offset+octet-stream", "Upload-Offset": String(offset) };
-  const answer = await send("PATCH", path, headers, signal, file.slice(offset));
-  return answer.headers.get("Tahoe-Cap");
+  return resultOf(await send("PATCH", path, headers, signal, file.slice(offset)));
 }
 
 export async function cancel(path) {

@@ -36,6 +36,12 @@ function notLinked(code) {
   return `The file is stored, but could not be linked into its directory (${code}).`;
 }
 
+// What became of it, where that is worth telling: the values of Tahoe-Dedup.
+const OUTCOMES = {
+  existing: "The grid has this file already; this is its cap.",
+  "streamed-before": "The grid has this file already, from an earlier upload; this is its cap.",
+};
+
 export class Upload {
   // Of a file, or of an entry of remembered.js, whose file is to be chosen again. `directory`: the write cap of the one
   // to link into, or nothing. `changed` is called with the upload when something is.
@@ -167,17 +173,17 @@ export class Upload {
       .finally(() => { this._creating = null; });
     const { cap } = await this._creating;
     if (cap !== null) {
-      this._finish(cap);
+      this._finish({ cap });
     } else if (!signal.aborted) {
       await this._send(0, signal);
     }
   }
 
   async _goOn(signal) {
-    const { offset, cap, linkError } = await whereToGoOn(this.path, signal);
+    const { offset, linkError, ...result } = await whereToGoOn(this.path, signal);
     this._progress(offset);
-    if (cap !== null) {
-      this._finish(cap, linkError === null ? "" : notLinked(linkError));
+    if (result.cap !== null) {
+      this._finish(result, linkError === null ? "" : notLinked(linkError));
     } else {
       await this._send(offset, signal);
     }
@@ -186,16 +192,16 @@ export class Upload {
   async _send(offset, signal) {
     this.rate.reset();
     this._become(State.SENDING);
-    const cap = await append(this.path, this.file, offset, signal);
-    if (cap === null) {
+    const result = await append(this.path, this.file, offset, signal);
+    if (result.cap === null) {
       throw new Away("The gateway ended a request early; trying again.");
     }
-    this._finish(cap);
+    this._finish(result);
   }
 
   async _after(error, signal) {
     if (error.cap) {
-      this._finish(error.cap, error.message);
+      this._finish(error, error.message);
       this._stop();
     } else if (error instanceof Away && this.file !== null && !(await canBeRead(this.file, this.offset))) {
       this._stop();
@@ -241,7 +247,7 @@ export class Upload {
     this._progress(told.offset);
     if (told.cap !== null && told.state === "finished") {
       this._stop();
-      this._finish(told.cap, told.error === null ? "" : notLinked(told.error));
+      this._finish(told, told.error === null ? "" : notLinked(told.error));
     } else if (told.state === "failed") {
       this._stop();
       this._become(State.FAILED, `The upload has failed (${told.error}).`);
@@ -263,10 +269,11 @@ export class Upload {
 
   // -- small things ------------------------------------------------------------------------------------------------
 
-  _finish(cap, text = "") {
+  // `text`: why it is not linked.
+  _finish({ cap, dedup }, text = "") {
     this.cap = cap;
     this.offset = this.size;
-    this._become(State.FINISHED, text);
+    this._become(State.FINISHED, text || (OUTCOMES[dedup] ?? ""));
   }
 
   _stop() {
