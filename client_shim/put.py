@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from client_shim.client import StreamingClient
 from client_shim.dedup import Content, DedupMode
 from client_shim.disclosure import RevealStorageIndex
 from client_shim.errors import SourceChanged, UploadClosed, UploadError
+from client_shim.interruption import Interruption
 from client_shim.node_config import read_node_config
 from client_shim.one_segment import OneOfAll
 from client_shim.readback import verify_segments
@@ -226,7 +226,7 @@ def run_put(options: PutOptions, report: Report, print_cap: Callable[[str], None
     Ctrl-C and SIGTERM end the upload at the helper before they end us.
     """
     free_memory.keep(KEPT_MEMORY)
-    signals: list[int] = []
+    put: Put | None = None
     status = 1
     over = False
 
@@ -236,46 +236,38 @@ def run_put(options: PutOptions, report: Report, print_cap: Callable[[str], None
         status = 0
 
     async def run() -> None:
+        nonlocal put
         try:
             put = Put(options, report)
-            _on_signals(put, signals, lambda: ended(None, interrupted=True))
             await put.run(give)
         except (UploadError, OSError) as e:
             if over:
                 pass  # told already
-            elif signals:
-                report.interrupted(signals[0])
+            elif interruption.number is not None:
+                report.interrupted(interruption.number)
             else:
                 report.failed(e)
 
-    def ended(failure: Failure | None, interrupted: bool = False) -> None:
+    def ended(failure: Failure | None) -> None:
         nonlocal over
         if over:
             return
         over = True
         reactor.stop()
-        if interrupted:
-            report.interrupted(signals[0])
-        elif failure is not None:
+        if failure is not None:
             report.broken(failure)
-
-    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(run()).addBoth(ended))
-    reactor.run(installSignalHandlers=False)
-    return status
-
-
-def _on_signals(put: Put, received: list[int], give_up: Callable[[], None]) -> None:
-    """At the first signal cancel `put`, and call `give_up` if that takes too long; the second one ends us at once."""
 
     def interrupt() -> None:
         reactor.callLater(INTERRUPT_PATIENCE, give_up)
-        Deferred.fromCoroutine(put.cancel())
+        if put is not None:
+            Deferred.fromCoroutine(put.cancel())
 
-    def on_signal(number: int, _frame: object) -> None:
-        received.append(number)
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
-        reactor.callFromThread(interrupt)
+    def give_up() -> None:
+        if not over and interruption.number is not None:
+            report.interrupted(interruption.number)
+        ended(None)
 
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, on_signal)
+    interruption = Interruption(interrupt)
+    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(run()).addBoth(ended))
+    interruption.run_reactor()
+    return status

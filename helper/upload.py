@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import secrets
 from base64 import b32encode
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 
@@ -18,6 +17,7 @@ from twisted.python.failure import Failure
 from helper import errors, events
 from helper.block_memory import BlockMemory
 from helper.in_flight import InFlight
+from helper.intake import Intake
 from helper.ledger import Ledger
 from helper.leftovers import Leftovers
 from helper.parameters import Parameters
@@ -108,8 +108,8 @@ class Upload:
         s = services.settings
         self.session = Session(record.parameters, Limits(
             s.credit, s.pushing_lag, s.largest_message, s.contact_after, self.quota))
-        self._unstored: deque[bytes] = deque()  # waits for room in the spool
-        self._disk_full: str | None = None  # why bytes given to the spool wait
+        self._intake = Intake(self.name, services.room, lambda: self._work.spool, self._wait,
+                              lambda error: self.tell(events.Failed(error)))
         self._gave_up_memory_for = ""  # what it waited for when others wanted its memory; until more is durable
         self._calls: dict[int, Deferred[Answered]] = {}
         self._next_call = 0
@@ -269,8 +269,8 @@ class Upload:
         s, waits_for = self.session, self.waits_for
         if waits_for not in (SERVERS, ROOM) or self._pauses.seconds < WAITS_AT_LEAST or not s.can_let_go:
             return 0
-        received, unstored = s.received, sum(map(len, self._unstored))
-        self._unstored.clear()
+        received, unstored = s.received, self._intake.unstored
+        self._intake.forget()
         self._gave_up_memory_for = waits_for
         self.tell(events.MemoryWanted(unstored))
         return received - s.received
@@ -357,7 +357,7 @@ class Upload:
         finally:
             self._handling = False
         if self.waits_for and not self._stopped:
-            self._pauses.waits(self.waits_for)
+            self._wait()
 
     def _changed_from(self, before: State) -> None:
         s = self.session
@@ -387,7 +387,7 @@ class Upload:
             case events.Refuse(call, error):
                 self._calls.pop(call).errback(error)
             case events.Store(data):
-                self._store(data)
+                self._intake.store(data)
             case events.Compare(call, offset, data):
                 self._compare(call, offset, data)
             case events.BeginPlacing():
@@ -462,7 +462,7 @@ class Upload:
             self._save_in_background()
 
     def _drop_spool(self) -> None:
-        self._unstored.clear()
+        self._intake.forget()
         self.when_end_recorded(self._remove_spool)
 
     def _remove_spool(self) -> None:
@@ -554,7 +554,7 @@ class Upload:
 
     def _reading_changed(self) -> None:
         if self.waits_for and not self._stopped:
-            self._pauses.waits(self.waits_for)
+            self._wait()
         else:
             self._pauses.got_on("")
 
@@ -570,36 +570,17 @@ class Upload:
         self._work.stop_reading()
         self._drop_spool()
 
-    # -- room in the spool ---------------------------------------------------------------------------------
-
-    def _store(self, data: bytes) -> None:
-        if self._unstored or not self._services.room.take(self.name, len(data)):
-            self._unstored.append(data)
-            self._services.room.wait(self)
-            self._pauses.waits(self.waits_for)
-        else:
-            self._work.spool.append(data)
-
     def disk_full(self, reason: str) -> None:
         """The spool could not store what it has, and keeps it until it is tried again."""
-        self._disk_full = reason
+        self._intake.refused_by_disk(reason)
         if self._working is not None:
             self._working.pusher.blocks_changed()  # those that would have gone with what has to wait now
-        self._services.room.wait(self)
+
+    # -- waiting -----------------------------------------------------------------------------------------------
+
+    def _wait(self) -> None:
+        """Or wait on, for what it waits for now."""
         self._pauses.waits(self.waits_for)
-
-    def try_room(self) -> bool:
-        """See room.Waiter."""
-        if self._disk_full is not None:
-            self._disk_full = None
-            self._work.spool.retry()
-        while self._unstored and self._services.room.take(self.name, len(self._unstored[0])):
-            self._work.spool.append(self._unstored.popleft())
-        return not self._unstored
-
-    def end_for_room(self, error: errors.SpoolFull) -> None:
-        """See room.Waiter."""
-        self.tell(events.Failed(error))
 
     @property
     def waits_for(self) -> str:
@@ -607,13 +588,13 @@ class Upload:
         nothing ("")."""
         if self.session.state in ENDED:
             return ""
-        if self._disk_full is not None:
-            return f"disk: {self._disk_full}"
+        if self._intake.disk_full:
+            return f"disk: {self._intake.disk_full}"
         if self._services.ledger.failing and self.session.state is State.READY:
             return f"disk: {self._services.ledger.failing}"
         if self._working is not None and self._working.reading.waits_for:
             return f"disk: {self._working.reading.waits_for}"
-        if self._unstored:
+        if self._intake.unstored:
             return ROOM
         if self.session.paused:
             return SERVERS
@@ -623,19 +604,16 @@ class Upload:
         if self.waits_for == SERVERS:
             s = self.session
             return f"storage servers: {s.durable - s.pushed} of {s.durable} bytes are not on enough of them"
-        if self._disk_full is None and self.session.state is State.READY:
+        if not self._intake.disk_full and self.session.state is State.READY:
             return f"the disk of its records, {self._services.ledger.failing}"
-        if self._disk_full is None and self._working is not None and self._working.reading.waits_for:
+        if not self._intake.disk_full and self._working is not None and self._working.reading.waits_for:
             return f"the spool's disk, which cannot read: {self._working.reading.waits_for}"
-        room = self._services.room.status()
-        what = "room in the spool" if self._disk_full is None else f"the spool's disk, {self._disk_full}"
-        return (f"{what}: {room.stored + room.reserved} bytes are used or reserved, {room.disk_free} are free on "
-                "its disk")
+        return self._intake.describe()
 
     def ledger_changed(self) -> None:
         """Records cannot be written, or can be written again."""
         if self.waits_for:
-            self._pauses.waits(self.waits_for)
+            self._wait()
         elif not self.over:
             self._pauses.got_on("")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import signal
 import socket
 from functools import partial
 from pathlib import Path
@@ -46,6 +45,7 @@ from client_shim.gateway.streams import Streams
 from client_shim.gateway.upload_requests import is_form, is_put_unlinked, place_of_put
 from client_shim.gateway.upload_resource import UploadPatience, Uploads
 from client_shim.gateway.upload_routes import upload_routes
+from client_shim.interruption import Interruption
 from client_shim.node_config import NodeConfig, read_node_config
 from helper.errors import StreamingError
 from helper.streaming_cfg import SettingsError
@@ -218,10 +218,8 @@ class _Run:
 
     def run(self) -> int:
         """Returns the exit status."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
         reactor.callWhenRunning(lambda: Deferred.fromCoroutine(self._start()).addErrback(self._broken))
-        reactor.run(installSignalHandlers=False)
+        Interruption(lambda: Deferred.fromCoroutine(self._stop()).addErrback(self._broken)).run_reactor()
         return self._status
 
     async def _start(self) -> None:
@@ -233,10 +231,6 @@ class _Run:
             return
         self._status = 0
         _log.info("the gateway listens at {where}", where=where)
-
-    def _on_signal(self, number: int, _frame: object) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second one ends us at once
-        reactor.callFromThread(lambda: Deferred.fromCoroutine(self._stop()).addErrback(self._broken))
 
     async def _stop(self) -> None:
         try:
