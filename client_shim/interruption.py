@@ -49,7 +49,8 @@ class Interruption:
 @implementer(IReadDescriptor)
 class _Wakeup:
     """Ends the sleep of the reactor's thread when a signal comes, which the system may give to any other; Python runs
-    handlers in this one, and only when it is awake."""
+    handlers in this one, and only when it is awake. (Twisted has its own, but with handlers that stop the reactor at
+    once.)"""
 
     def __init__(self) -> None:
         self._reads, self.writes = socket.socketpair()

@@ -26,13 +26,18 @@ class Intake:
         self._unstored: deque[bytes] = deque()
 
     @property
+    def waits_for_room(self) -> bool:
+        """Whether any bytes do."""
+        return bool(self._unstored)
+
+    @property
     def unstored(self) -> int:
         """Bytes that wait for room in the spool."""
         return sum(map(len, self._unstored))
 
     def store(self, data: bytes) -> None:
         """The next bytes, after those that wait."""
-        if self._unstored or not self._room.take(self.name, len(data)):
+        if self.waits_for_room or not self._room.take(self.name, len(data)):
             self._unstored.append(data)
             self._wait()
         else:
@@ -58,7 +63,7 @@ class Intake:
             self._spool().retry()
         while self._unstored and self._room.take(self.name, len(self._unstored[0])):
             self._spool().append(self._unstored.popleft())
-        return not self._unstored
+        return not self.waits_for_room
 
     def end_for_room(self, error: SpoolFull) -> None:
         """See room.Waiter."""

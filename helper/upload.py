@@ -594,7 +594,7 @@ class Upload:
             return f"disk: {self._services.ledger.failing}"
         if self._working is not None and self._working.reading.waits_for:
             return f"disk: {self._working.reading.waits_for}"
-        if self._intake.unstored:
+        if self._intake.waits_for_room:
             return ROOM
         if self.session.paused:
             return SERVERS

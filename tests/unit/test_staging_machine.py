@@ -213,4 +213,4 @@ class Staging(RuleBasedStateMachine):
 
 
 TestStaging = Staging.TestCase
-TestStaging.settings = settings(stateful_step_count=30, max_examples=60)
+TestStaging.settings = settings(stateful_step_count=30)

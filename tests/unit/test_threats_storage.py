@@ -581,13 +581,13 @@ def test_s14_no_staging_name_is_ever_a_path(node: Node) -> None:
     node.full_share(7, b"w" * STAGING_NAME_SIZE)
     with touched_paths() as paths:
         staged = 0
-        for number, name in enumerate(hostile(3000, STAGING_NAME_SIZE)):
+        for number, name in enumerate(hostile(10_000, STAGING_NAME_SIZE)):
             answer, _held = now(answered_by(edge.remote_stage(name, [0], 0)))
             staged += answer[b"code"] == b"ok"
             for call in (edge.remote_write(name, 0, DATA_OFFSET, b"x"), edge.remote_held(name),
                          edge.remote_assign(name, name[:16], [number % 300]), edge.remote_abort(name, [])):
                 now(answered_by(call))
-    assert staged > 500
+    assert staged > 1000
     assert len(paths) > staged
     assert outside(paths, node.directory / "staging", rf"\.|[a-z2-7]{{52}}(/0)?|{OF_THE_TEST}") == []
     # Nor is a storage index: it is published where stock would publish it.

@@ -75,19 +75,19 @@ function base64(text) {
   return btoa(String.fromCharCode(...new TextEncoder().encode(text)));
 }
 
-// Make an upload for a file. Returns its path, and its cap if the file was empty.
+// What an upload has become: its cap, and whether the grid had the file before; both null until then.
+function resultOf({ headers }) {
+  return { cap: headers.get("Tahoe-Cap"), dedup: headers.get("Tahoe-Dedup") };
+}
+
+// Make an upload for a file. Returns {path, cap, dedup}: an empty file has its cap at once.
 export async function create(file, directory) {
   const headers = { "Upload-Length": String(file.size), "Upload-Metadata": `filename ${base64(file.name)}` };
   if (directory) {
     headers["Tahoe-Directory"] = directory;
   }
   const answer = await send("POST", COLLECTION, headers, null);
-  return { path: answer.headers.get("Location"), cap: answer.headers.get("Tahoe-Cap") };
-}
-
-// What an upload has become: its cap, and `dedup` if that is of a file that was there before; both null before its end.
-function resultOf({ headers }) {
-  return { cap: headers.get("Tahoe-Cap"), dedup: headers.get("Tahoe-Dedup") };
+  return { ...resultOf(answer), path: answer.headers.get("Location") };
 }
 
 // Where to go on: {offset, cap, dedup, linkError}. Ends whatever request writes to the upload now.

@@ -171,9 +171,9 @@ export class Upload {
         return made;
       })
       .finally(() => { this._creating = null; });
-    const { cap } = await this._creating;
-    if (cap !== null) {
-      this._finish({ cap });
+    const made = await this._creating;
+    if (made.cap !== null) {
+      this._finish(made);
     } else if (!signal.aborted) {
       await this._send(0, signal);
     }
